@@ -1,0 +1,102 @@
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..ops import acon
+from .base import LearnableActivation
+
+
+class _Funnel(LearnableActivation):
+    """A smooth or hard maximum of x and a 3x3 spatial condition of x."""
+
+    granularities = ('channel', )
+
+    def __init__(self,
+                 num_channels: Optional[int] = None,
+                 stride: int = 1,
+                 norm_cfg: Optional[dict] = None,
+                 granularity: str = 'channel',
+                 inplace: bool = False) -> None:
+        super().__init__(num_channels, granularity, inplace)
+        if stride not in (1, 2):
+            raise ValueError(f'{type(self).__name__} expects stride 1 or 2, '
+                             f'got {stride!r}.')
+        self.stride = stride
+        self.norm_cfg = norm_cfg or dict(type='BN')
+        self.build()
+
+    def add_parameters(self, num_channels: int) -> None:
+        from mmcv.cnn import build_norm_layer
+        self.conv = nn.Conv2d(
+            num_channels,
+            num_channels,
+            3,
+            stride=self.stride,
+            padding=1,
+            groups=num_channels,
+            bias=False)
+        self.norm = build_norm_layer(self.norm_cfg, num_channels)[1]
+
+    def reset_parameters(self) -> None:
+        # The condition starts small, so that the unit starts near ReLU's
+        # relative max(x, 0).
+        nn.init.normal_(self.conv.weight, std=0.01)
+        self.norm.reset_parameters()
+
+    def width_in(self, state_dict, prefix: str) -> int:
+        weight = state_dict.get(prefix + 'conv.weight')
+        return 0 if weight is None else weight.shape[0]
+
+    def lines(self, x: Tensor):
+        r""":math:`\eta_a` and :math:`\eta_b` of Table 1 (2009.04759)."""
+        if x.dim() != 4:
+            raise ValueError(
+                f'{type(self).__name__} expects x of shape (N, C, H, W), got '
+                f'{tuple(x.shape)}; it looks at 3x3 neighbourhoods.')
+        identity = x
+        if self.stride == 2:
+            identity = F.max_pool2d(x, 3, stride=2, padding=1)
+        return identity, self.norm(self.conv(x))
+
+
+@MODELS.register_module()
+class FReLU(_Funnel):
+    r"""Funnel ReLU (arXiv 2007.11824).
+
+    .. math:: f(x) = \max(x, BN(DWConv_{3 \times 3}(x)))
+
+    Args:
+        num_channels (int, optional): C. None takes it from the first input.
+        stride (int): 1, or 2 to halve height and width; x is then
+            max-pooled by 3x3.
+        norm_cfg (dict, optional): Norm after the convolution, BN if None.
+        granularity (str): 'channel' only.
+        inplace (bool): Accepted, no effect.
+
+    Input: (N, C, H, W), any floating-point dtype.
+    """
+
+    def activate(self, x: Tensor) -> Tensor:
+        return torch.maximum(*self.lines(x))
+
+
+@MODELS.register_module()
+class ACONFReLU(_Funnel):
+    r"""ACON-FReLU, the smooth FReLU of TFNet (arXiv 2009.04759, Table 1).
+
+    .. math::
+        f(x) = (\eta_a - \eta_b) \sigma(\eta_a - \eta_b) + \eta_b, \quad
+        \eta_b = BN(DWConv_{3 \times 3}(x))
+
+    and :math:`\eta_a = x`, or its 3x3 maximum where the stride is 2.
+    Arguments are those of :class:`FReLU`. Input: (N, C, H, W), any
+    floating-point dtype.
+    """
+
+    def activate(self, x: Tensor) -> Tensor:
+        identity, condition = self.lines(x)
+        one, zero = x.new_ones(1), x.new_zeros(1)
+        return acon(identity - condition, one, zero, one) + condition

@@ -1,0 +1,123 @@
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..ops import acon
+from .base import LearnableActivation
+
+
+@MODELS.register_module(name=['MetaACON', 'MetaAconC'])
+class MetaACON(LearnableActivation):
+    r"""meta-ACON: ACON-C whose :math:`\beta = G(x)` (arXiv 2009.04759, 3.1).
+
+    .. math::
+        f(x) = (p_1 - p_2) x \cdot \sigma(\beta (p_1 - p_2) x) + p_2 x
+
+    With GAP the mean over the spatial axes and :math:`\sigma` the sigmoid,
+    G has one of three granularities (Table 5):
+
+    - ``'channel'``: :math:`\beta_c = \sigma(W_1 W_2 \, GAP(x))`, one per
+      sample and channel. W2 is ``fc1`` (C to max(r, C // r) numbers), W1 is
+      ``fc2`` (back to C), both with bias.
+    - ``'layer'``: :math:`\beta = \sigma(\sum_c GAP(x)_c)`, one per sample.
+    - ``'pixel'``: :math:`\beta = \sigma(x)`, one per element.
+
+    p1 starts at 1 and p2 at 0, fc1 and fc2 by PyTorch's rule for
+    convolutions. Since :math:`\beta < 1`, a ReLU network does not keep its
+    function: the network has to be trained with the activation.
+
+    Args:
+        num_channels (int, optional): C, the size of axis 1 of the input.
+            None takes it from the first input.
+        granularity (str): 'channel', 'layer' or 'pixel'.
+        reduction (int): r. The paper has 16, and 8 for ShuffleNetV2 0.5x.
+        norm_cfg (dict, optional): Norm after fc1 and after fc2;
+            ``dict(type='BN')`` in the authors' code. A BatchNorm meets one
+            number per sample and channel, so for a batch of one it uses its
+            running statistics in training too.
+        depthwise (bool): fc1 and fc2 weight every channel for itself, as the
+            paper does in ResNet-152 to save parameters.
+        inplace (bool): Accepted, no effect.
+
+    Input and output: (N, C, ...), any floating-point dtype.
+    """
+
+    granularities = ('channel', 'layer', 'pixel')
+
+    def __init__(self,
+                 num_channels: Optional[int] = None,
+                 granularity: str = 'channel',
+                 reduction: int = 16,
+                 norm_cfg: Optional[dict] = None,
+                 depthwise: bool = False,
+                 inplace: bool = False) -> None:
+        super().__init__(num_channels, granularity, inplace)
+        if granularity != 'channel' and (norm_cfg or depthwise):
+            raise ValueError(
+                "MetaACON takes norm_cfg and depthwise with granularity="
+                f"'channel' only, got granularity={granularity!r}; the other "
+                'granularities have no fully connected layers.')
+        self.reduction = reduction
+        self.norm_cfg = norm_cfg
+        self.depthwise = depthwise
+        self.build()
+
+    def add_parameters(self, num_channels: int) -> None:
+        self.p1 = nn.Parameter(torch.empty(num_channels))
+        self.p2 = nn.Parameter(torch.empty(num_channels))
+        if self.granularity != 'channel':
+            return
+        if self.depthwise:
+            hidden, groups = num_channels, num_channels
+        else:
+            hidden, groups = max(self.reduction,
+                                 num_channels // self.reduction), 1
+        self.fc1 = nn.Conv2d(num_channels, hidden, 1, groups=groups)
+        self.fc2 = nn.Conv2d(hidden, num_channels, 1, groups=groups)
+        if self.norm_cfg:
+            from mmcv.cnn import build_norm_layer
+            self.bn1 = build_norm_layer(self.norm_cfg, hidden)[1]
+            self.bn2 = build_norm_layer(self.norm_cfg, num_channels)[1]
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.p1)
+        nn.init.zeros_(self.p2)
+        for layer in self.children():
+            layer.reset_parameters()
+
+    def activate(self, x: Tensor) -> Tensor:
+        return acon(x, self.p1, self.p2, self.switching_factor(x))
+
+    def switching_factor(self, x: Tensor) -> Tensor:
+        r""":math:`\beta = G(x)`: (N, C), (N, 1) or x's shape."""
+        if self.granularity == 'pixel':
+            return torch.sigmoid(x)
+        mean = x.flatten(2).mean(2) if x.dim() > 2 else x
+        if self.granularity == 'layer':
+            return torch.sigmoid(mean.float().sum(1, keepdim=True))
+        hidden = self._norm('bn1', self.fc1(mean[:, :, None, None].to(
+            self.fc1.weight.dtype)))
+        beta = torch.sigmoid(self._norm('bn2', self.fc2(hidden)))
+        return beta.flatten(1)
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        if not self.norm_cfg:
+            return x
+        norm = getattr(self, name)
+        alone = x.shape[0] < 2 and not isinstance(norm, nn.SyncBatchNorm)
+        if alone and norm.training and isinstance(norm, _BatchNorm):
+            # One value has no variance; PyTorch raises an error for it.
+            return F.batch_norm(x, norm.running_mean, norm.running_var,
+                                norm.weight, norm.bias, eps=norm.eps)
+        return norm(x)
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        if self.granularity == 'channel':
+            text += (f', reduction={self.reduction}, '
+                     f'depthwise={self.depthwise}')
+        return text

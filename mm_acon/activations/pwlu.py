@@ -1,0 +1,221 @@
+from typing import Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..ops import pwlu
+from ..ops.pwlu import MIN_WIDTH
+from .base import LearnableActivation
+
+# Values of the buffer `phase`.
+NO_PHASES, PHASE_1, PHASE_2 = 0, 1, 2
+
+
+class _JoinGraph(torch.autograd.Function):
+    """Returns x; the parameters get a gradient of zero.
+
+    In Phase I the output does not depend on the parameters, but
+    DistributedDataParallel waits for a gradient of each of them.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return (grad, *(torch.zeros_like(p) for p in ctx.saved_tensors))
+
+
+def _in_backward() -> bool:
+    """Whether this forward is the re-run of gradient checkpointing."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._current_graph_task_id() != -1
+
+
+@MODELS.register_module()
+class PWLU(LearnableActivation):
+    r"""Piecewise linear unit (arXiv 2104.03693).
+
+    N intervals of equal length between the bounds :math:`B_L < B_R`, values
+    :math:`Y_0 \ldots Y_N` at their ends and the slopes :math:`K_L`,
+    :math:`K_R` outside are learnt, N + 5 numbers per unit. The formula is in
+    :func:`mm_acon.ops.pwlu`.
+
+    A fresh PWLU is exactly ReLU: :math:`B_R = -B_L` = ``bound``, Y the ReLU
+    of the knots, :math:`K_L = 0`, :math:`K_R = 1`. It is trained from there
+    (the paper's fix-init), or in the two phases of Sec. 3.3, which
+    :class:`PWLURealignHook` drives:
+
+    - Phase I (:meth:`start_phase1`): the output is ReLU, the parameters get
+      a gradient of zero, and ``running_mean`` and ``running_std`` of the
+      input follow every training batch, r <- 0.9 r + 0.1 batch (Eq. 5). The
+      first batch sets them.
+    - Phase II (:meth:`realign`): bounds at mean -+ 3 std, again as ReLU
+      (Eq. 6), then ordinary training.
+
+    The phase is a buffer, so that checkpoints carry it.
+
+    Args:
+        num_channels (int, optional): C, the size of axis 1 of the input.
+            None takes it from the first input.
+        num_intervals (int): N, even, so that a knot lies at 0.
+        bound (float): :math:`B_R` at the start, greater than 0.
+        granularity (str): 'channel' for one function per channel, 'layer'
+            for one.
+        inplace (bool): Accepted, no effect.
+
+    Input and output: (N, C, ...), any floating-point dtype.
+    """
+
+    starts_as_relu = True
+
+    def __init__(self,
+                 num_channels: Optional[int] = None,
+                 num_intervals: int = 16,
+                 bound: float = 3.0,
+                 granularity: str = 'channel',
+                 inplace: bool = False) -> None:
+        super().__init__(num_channels, granularity, inplace)
+        if (not isinstance(num_intervals, int) or num_intervals < 2
+                or num_intervals % 2):
+            raise ValueError(
+                'PWLU expects num_intervals to be an even number of at least '
+                '2, so that a knot lies at 0 and the unit can start as ReLU, '
+                f'got {num_intervals!r}.')
+        if not bound > 0 or 2 * bound < MIN_WIDTH:
+            raise ValueError(f'PWLU expects bound >= {MIN_WIDTH / 2}, got '
+                             f'{bound!r}.')
+        self.num_intervals = num_intervals
+        self.bound = bound
+        self._phase = NO_PHASES
+        self.build()
+
+    def add_parameters(self, num_channels: int) -> None:
+        units = self.num_units
+        self.points = nn.Parameter(torch.empty(units, self.num_intervals + 1))
+        for name in ('left_bound', 'right_bound', 'left_slope', 'right_slope'):
+            setattr(self, name, nn.Parameter(torch.empty(units)))
+        self.register_buffer('running_mean', torch.zeros(units))
+        self.register_buffer('running_std', torch.zeros(units))
+        self.register_buffer('num_batches',
+                             torch.zeros(units, dtype=torch.long))
+        self.register_buffer('phase', torch.tensor(self._phase))
+
+    def reset_parameters(self) -> None:
+        self._set_relu_form(
+            self.left_bound.new_full((self.num_units, ), -self.bound),
+            self.left_bound.new_full((self.num_units, ), self.bound),
+            self.left_bound.new_ones(self.num_units, dtype=torch.bool))
+
+    @torch.no_grad()
+    def _set_relu_form(self, left: Tensor, right: Tensor,
+                       chosen: Tensor) -> None:
+        """Makes the chosen units ReLU with knots between the bounds."""
+        steps = torch.arange(self.num_intervals + 1, device=left.device)
+        length = (right - left) / self.num_intervals
+        knots = left[:, None] + steps * length[:, None]
+        for parameter, value in ((self.points, knots.relu()),
+                                 (self.left_bound, left),
+                                 (self.right_bound, right),
+                                 (self.left_slope, torch.zeros_like(left)),
+                                 (self.right_slope, torch.ones_like(left))):
+            mask = chosen[:, None] if value.dim() == 2 else chosen
+            parameter.copy_(
+                torch.where(mask, value.to(parameter.dtype), parameter))
+
+    def activate(self, x: Tensor) -> Tensor:
+        if self._phase != PHASE_1:
+            return pwlu(x, *self.parameters())
+        if self.training and not _in_backward():
+            self._update_statistics(x.detach())
+        return _JoinGraph.apply(F.relu(x), *self.parameters())
+
+    @torch.no_grad()
+    def _update_statistics(self, x: Tensor) -> None:
+        x = x.float()
+        if self.granularity == 'layer':
+            std, mean = torch.std_mean(x, correction=0)
+            std, mean = std.view(1), mean.view(1)
+        else:
+            axes = [axis for axis in range(x.dim()) if axis != 1]
+            std, mean = torch.std_mean(x, axes, correction=0)
+        # A batch that is empty or overflowed does not count.
+        valid = mean.isfinite() & std.isfinite()
+        weight = torch.where(self.num_batches == 0, 1.0, 0.1)
+        for running, batch in ((self.running_mean, mean), (self.running_std,
+                                                           std)):
+            new = running + weight * (batch - running)
+            running.copy_(torch.where(valid, new.to(running.dtype), running))
+        self.num_batches += valid
+
+    @property
+    def current_phase(self) -> int:
+        """0: trained without phases, 1: Phase I, 2: Phase II."""
+        return self._phase
+
+    def _set_phase(self, phase: int) -> None:
+        self._phase = phase
+        self.phase.fill_(phase)
+
+    @torch.no_grad()
+    def start_phase1(self) -> None:
+        """Enters Phase I with no statistics."""
+        for buffer in (self.running_mean, self.running_std, self.num_batches):
+            buffer.zero_()
+        self._set_phase(PHASE_1)
+
+    @torch.no_grad()
+    def realign(self) -> Tensor:
+        r"""Enters Phase II: bounds at mean -+ 3 std, still ReLU (Eq. 6).
+
+        Three kinds of unit cannot be ReLU between such bounds and keep the
+        ReLU form they have: all of the input below 0, all of it above 0, and
+        a width below ``mm_acon.ops.pwlu.MIN_WIDTH`` (a dead channel, or one
+        that met no batch).
+
+        Returns:
+            Tensor: Boolean, one per unit: whether it was realigned.
+        """
+        left, right = self.input_range()
+        realigned = (left < 0) & (right > 0) & (right - left >= MIN_WIDTH)
+        self._set_relu_form(left, right, realigned)
+        self._set_phase(PHASE_2)
+        return realigned
+
+    def input_range(self) -> Tuple[Tensor, Tensor]:
+        """mean - 3 std and mean + 3 std of the input, one each per unit."""
+        spread = 3 * self.running_std
+        return self.running_mean - spread, self.running_mean + spread
+
+    @torch.no_grad()
+    def alignment_iou(self) -> Tensor:
+        """IOU of the bounds and the input's range (Eq. 7), one per unit.
+
+        NaN for a unit that met no batch or whose input never varied.
+        """
+        left, right = self.input_range()
+        overlap = (torch.minimum(self.right_bound, right) -
+                   torch.maximum(self.left_bound, left)).clamp(min=0)
+        union = (self.right_bound - self.left_bound) + (right - left) - overlap
+        return torch.where(self.running_std > 0, overlap / union, torch.nan)
+
+    def is_relu_form(self) -> bool:
+        """Whether the parameters are still those of a fresh PWLU."""
+        fresh = PWLU(self.num_channels, self.num_intervals, self.bound,
+                     self.granularity).to(self.points)
+        return all(
+            torch.equal(mine, other)
+            for mine, other in zip(self.parameters(), fresh.parameters()))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._phase = int(self.phase)
+
+    def extra_repr(self) -> str:
+        return (f'{super().extra_repr()}, num_intervals={self.num_intervals}, '
+                f'bound={self.bound}, phase={self._phase}')

@@ -1,0 +1,337 @@
+"""Turn a config on COCO or Cityscapes into a demo on the drawn shapes."""
+import inspect
+from typing import Iterator, List
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS
+
+from .shapes import SHAPES, write_cityscapes_shapes, write_coco_shapes
+
+# Side of the square images (crops, in segmentation) in pixels.
+IMAGE_SIZE = (96, 96)
+
+# Necks and heads get these widths; most of their cost is in their width.
+WIDTH, FC_WIDTH = 64, 256
+
+
+def demo_config(cfg: Config, data_root: str = 'data/shapes') -> None:
+    """Make a config train and evaluate on the drawn shapes, in minutes.
+
+    Replaces the data, their pipelines and evaluators, and the schedule; the
+    necks and heads are narrowed and their numbers of classes set. The
+    backbone with its activations stays, but nothing of it is pretrained, hence
+    nothing frozen. The type, the constructor and the parameter-wise settings
+    of the optimizer wrapper stay as well, and so do the hooks, apart from
+    arguments that count the epochs or iterations of a longer schedule.
+
+    The shapes are drawn at the first call and found again at later ones.
+    ``launcher`` must be set before. Further changes to ``cfg``, for example
+    ``train_cfg.max_epochs=1``, belong after the call.
+
+    Args:
+        cfg (Config): A config whose ``train_dataloader`` reads a
+            ``CocoDataset`` (detection or instance segmentation) or a
+            ``CityscapesDataset``. Modified in place.
+        data_root (str): Folder that the shapes are drawn into.
+            Defaults to 'data/shapes'.
+
+    Raises:
+        ValueError: The config's training data is of another type.
+    """
+    prepare = dict(
+        CocoDataset=_detection,
+        CityscapesDataset=_segmentation).get(_dataset_type(cfg))
+    if prepare is None:
+        raise ValueError(
+            'Expected a config on data of type CocoDataset (detection, '
+            'instance segmentation) or CityscapesDataset (semantic '
+            'segmentation), which the demo can draw, but '
+            f'train_dataloader.dataset is of type {_dataset_type(cfg)}. '
+            'Start from a config on COCO or Cityscapes, for example '
+            'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py, or train on your '
+            'own data without the demo.')
+    _train_from_scratch(cfg)
+    prepare(cfg, data_root)
+    # Test-time augmentation would enlarge the images again.
+    cfg.pop('tta_model', None)
+    cfg.pop('tta_pipeline', None)
+    cfg.randomness = dict(seed=0)
+
+
+def _dataset_type(cfg: Config) -> str:
+    """Name of the training data set's type, inside wrappers, if any."""
+    node = cfg.get('train_dataloader', {}).get('dataset', {})
+    while 'dataset' in node or 'datasets' in node:
+        node = node['dataset'] if 'dataset' in node else node['datasets'][0]
+    return _type_name(node)
+
+
+def _type_name(node: dict) -> str:
+    """Type of a config dict without its scope; it may be the class itself."""
+    node_type = node.get('type')
+    return getattr(node_type, '__name__', str(node_type)).split('.')[-1]
+
+
+def _dicts(node) -> Iterator[dict]:
+    """All dicts in a nested config, the outer before the inner ones."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            yield from _dicts(child)
+
+
+def _train_from_scratch(cfg: Config) -> None:
+    cfg.load_from = None
+    # SyncBN needs both a process group and a GPU.
+    sync = cfg.get('launcher', 'none') != 'none' and torch.cuda.is_available()
+    for node in _dicts(cfg.model):
+        if isinstance(node.get('pretrained'), str):
+            node['pretrained'] = None
+        if 'checkpoint' in (node.get('init_cfg') or ()):
+            node['init_cfg'] = None
+        if _type_name(node) == 'SyncBN' and not sync:
+            node['type'] = 'BN'
+
+    backbone = cfg.model.backbone
+    while isinstance(backbone.get('backbone'), dict):
+        backbone = backbone.backbone
+    with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as models:
+        cls = backbone.get('backbone', backbone.type)
+        cls = models.get(cls) if isinstance(cls, str) else cls
+    # Named even if the config does not name it: mmdet's ResNet has the
+    # default norm_eval=True.
+    names = {
+        name
+        for base in inspect.getmro(cls)
+        for name in inspect.signature(base.__init__).parameters
+    }
+    if 'frozen_stages' in names:
+        backbone.frozen_stages = -1
+    if 'norm_eval' in names:
+        backbone.norm_eval = False
+
+
+def _detection(cfg: Config, data_root: str) -> None:
+    root = str(write_coco_shapes(data_root))
+    _narrow_detector(cfg.model)
+    _fit_anchors(cfg.model)
+    for name, part in cfg.model.items():
+        if name == 'roi_head' or name.endswith('_head') and name != 'rpn_head':
+            _set_num_classes(part, len(SHAPES))
+    # Resizing batches, for example, is for images of another size.
+    cfg.model.get('data_preprocessor', {}).pop('batch_augments', None)
+
+    with_mask = any(
+        node.get('with_mask') for node in _dicts(cfg.train_dataloader))
+    load = [
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask),
+        dict(type='Resize', scale=IMAGE_SIZE, keep_ratio=True),
+    ]
+    train_pipeline = [
+        *load,
+        dict(type='RandomFlip', prob=0.5),
+        dict(type='PackDetInputs'),
+    ]
+    test_pipeline = [
+        *load,
+        dict(
+            type='PackDetInputs',
+            meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                       'scale_factor')),
+    ]
+
+    def dataset(split: str, **kwargs) -> dict:
+        return dict(
+            type='CocoDataset',
+            data_root=root,
+            ann_file=f'annotations/instances_{split}.json',
+            data_prefix=dict(img=f'{split}/'),
+            metainfo=dict(classes=SHAPES),
+            **kwargs)
+
+    evaluator = cfg.get('val_evaluator') or {}
+    metric = evaluator.get('metric', 'bbox') if isinstance(
+        evaluator, dict) else 'bbox'
+    _set_data(
+        cfg,
+        dataset('train', pipeline=train_pipeline),
+        dataset('val', pipeline=test_pipeline, test_mode=True),
+        dict(
+            type='CocoMetric',
+            ann_file=f'{root}/annotations/instances_val.json',
+            metric=metric),
+        batch_size=16)
+    _set_schedule(cfg, num_epochs=8, epoch_length=32)
+
+
+def _segmentation(cfg: Config, data_root: str) -> None:
+    root = str(write_cityscapes_shapes(data_root))
+    for name, part in cfg.model.items():
+        if name in ('decode_head', 'auxiliary_head'):
+            _set_num_classes(part, 19)
+            for head in part if isinstance(part, list) else [part]:
+                if head.get('channels', 0) > WIDTH:
+                    head['channels'] = WIDTH
+    for preprocessor in (cfg.get('data_preprocessor'),
+                         cfg.model.get('data_preprocessor')):
+        if preprocessor is not None:
+            preprocessor.pop('size_divisor', None)
+            preprocessor.size = IMAGE_SIZE
+    if cfg.model.get('test_cfg', {}).get('mode') == 'slide':
+        cfg.model.test_cfg.update(crop_size=IMAGE_SIZE, stride=(64, 64))
+
+    load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+    train_pipeline = [
+        *load,
+        dict(type='RandomCrop', crop_size=IMAGE_SIZE),
+        dict(type='RandomFlip', prob=0.5),
+        dict(type='PackSegInputs'),
+    ]
+    test_pipeline = [*load, dict(type='PackSegInputs')]
+
+    def dataset(split: str, **kwargs) -> dict:
+        return dict(
+            type='CityscapesDataset',
+            data_root=root,
+            data_prefix=dict(
+                img_path=f'leftImg8bit/{split}',
+                seg_map_path=f'gtFine/{split}'),
+            **kwargs)
+
+    _set_data(
+        cfg,
+        dataset('train', pipeline=train_pipeline),
+        dataset('val', pipeline=test_pipeline),
+        dict(type='IoUMetric', iou_metrics=['mIoU']),
+        batch_size=4)
+    _set_schedule(cfg, num_epochs=2, epoch_length=64)
+
+
+def _set_num_classes(part, num_classes: int) -> None:
+    for node in _dicts(part):
+        if 'num_classes' in node:
+            node['num_classes'] = num_classes
+
+
+def _narrow_detector(model: ConfigDict) -> None:
+    """Narrow the feature pyramid and all that has the width it had."""
+    necks = model.get('neck', [])
+    widths = [
+        neck.out_channels for neck in
+        (necks if isinstance(necks, list) else [necks])
+        if _type_name(neck).endswith('FPN') and neck.out_channels > WIDTH
+    ]
+    for name, part in model.items():
+        if name == 'backbone':
+            continue
+        for node in _dicts(part):
+            for key, value in node.items():
+                if key.endswith(('channels', 'channel')) and value in widths:
+                    node[key] = WIDTH
+            if node.get('fc_out_channels', 0) > FC_WIDTH:
+                node['fc_out_channels'] = FC_WIDTH
+
+
+def _fit_anchors(model: ConfigDict) -> None:
+    """Scale the anchors so that the smallest, of 16 pixels, fits a shape."""
+    for node in _dicts(model):
+        if _type_name(node) != 'AnchorGenerator' or 'base_sizes' in node:
+            continue
+        smallest = min(node.strides) * (
+            node.get('octave_base_scale') or min(node.scales))
+        if 'octave_base_scale' in node:
+            node.octave_base_scale *= 16 / smallest
+        else:
+            node.scales = [scale * 16 / smallest for scale in node.scales]
+
+
+def _set_data(cfg: Config, train: dict, val: dict, evaluator: dict,
+              batch_size: int) -> None:
+    # The images are so small that worker processes would only cost time.
+    loader = dict(
+        batch_size=batch_size, num_workers=0, persistent_workers=False)
+    sampler = 'DefaultSampler' if _by_epoch(cfg) else 'InfiniteSampler'
+    cfg.train_dataloader = dict(
+        **loader, sampler=dict(type=sampler, shuffle=True), dataset=train)
+    for split in ('val', 'test'):
+        cfg[f'{split}_dataloader'] = dict(
+            **loader,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=val)
+        cfg[f'{split}_evaluator'] = evaluator
+        cfg[f'{split}_cfg'] = cfg.get(f'{split}_cfg') or dict()
+    # mmseg's inference functions read these.
+    cfg.train_pipeline, cfg.test_pipeline = train['pipeline'], val['pipeline']
+
+
+def _by_epoch(cfg: Config) -> bool:
+    return 'max_iters' not in cfg.train_cfg
+
+
+def _set_schedule(cfg: Config, num_epochs: int, epoch_length: int) -> None:
+    num_iters = num_epochs * epoch_length
+    if _by_epoch(cfg):
+        interval = num_epochs // 2
+        cfg.train_cfg = dict(
+            type='EpochBasedTrainLoop',
+            max_epochs=num_epochs,
+            val_interval=interval)
+    else:
+        interval = num_iters // 2
+        cfg.train_cfg = dict(
+            type='IterBasedTrainLoop',
+            max_iters=num_iters,
+            val_interval=interval)
+
+    wrapper = cfg.optim_wrapper
+    wrapper.optimizer = dict(type='AdamW', lr=1e-3, weight_decay=0.05)
+    wrapper.pop('accumulative_counts', None)
+    if (_type_name(wrapper) == 'AmpOptimWrapper'
+            and not torch.cuda.is_available()):
+        # mmengine has no mixed precision on the CPU.
+        wrapper.type = 'OptimWrapper'
+        for key in ('loss_scale', 'dtype', 'use_fsdp'):
+            wrapper.pop(key, None)
+    warm_up = num_iters // 8
+    cfg.param_scheduler = [
+        dict(
+            type='LinearLR', start_factor=0.01, by_epoch=False, end=warm_up),
+        dict(
+            type='CosineAnnealingLR',
+            by_epoch=False,
+            begin=warm_up,
+            end=num_iters),
+    ]
+    if 'auto_scale_lr' in cfg:
+        cfg.auto_scale_lr.enable = False
+
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    hooks.setdefault('logger', dict(type='LoggerHook')).update(interval=8)
+    hooks.setdefault('checkpoint', dict(type='CheckpointHook')).update(
+        by_epoch=_by_epoch(cfg), interval=interval, max_keep_ckpts=1)
+    cfg.custom_hooks = _fit_hooks(cfg.get('custom_hooks') or [], epoch_length)
+
+
+def _fit_hooks(hooks: List[dict], epoch_length: int) -> List[dict]:
+    """Fit the hooks that count epochs or iterations to the short schedule."""
+    # They change a pipeline that is no longer there.
+    hooks = [
+        hook for hook in hooks
+        if _type_name(hook) not in ('YOLOXModeSwitchHook',
+                                    'PipelineSwitchHook')
+    ]
+    for hook in hooks:
+        if hook.get('phase1_epochs'):
+            hook['phase1_epochs'] = 1
+        if hook.get('phase1_iters'):
+            hook['phase1_iters'] = epoch_length
+        if _type_name(hook) == 'EMAHook':
+            hook.pop('begin_epoch', None)
+            hook.pop('begin_iter', None)
+            # At the usual 1e-4 the average would still be the start.
+            hook['momentum'] = max(hook.get('momentum', 0), 0.02)
+    return hooks

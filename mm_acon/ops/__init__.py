@@ -1,0 +1,4 @@
+from .acon import acon
+from .pwlu import pwlu
+
+__all__ = ['acon', 'pwlu']

@@ -1,0 +1,59 @@
+"""The ACON family (arXiv 2009.04759)."""
+import torch
+from torch import Tensor
+
+from .checks import check_input, check_parameter, compute_dtype, per_channel
+
+
+def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
+    r"""ACON-C, the smooth maximum of two lines (Sec. 3, Eq. 4).
+
+    .. math::
+        f(x) = (p_1 - p_2) x \cdot \sigma(\beta (p_1 - p_2) x) + p_2 x
+
+    :math:`\sigma` is the sigmoid. Large :math:`\beta` gives
+    :math:`\max(p_1 x, p_2 x)`, :math:`\beta = 0` the mean of the two lines.
+
+    Args:
+        x: Input of shape (N, C, ...), any floating-point dtype.
+        p1: Slope for large x (beta > 0), shape (C,) or (1,).
+        p2: Slope for small x (beta > 0), shape (C,) or (1,).
+        beta: Switching factor: (C,) or (1,) per channel or layer, (N, C)
+            per sample and channel, (N, 1) per sample, or x's shape.
+
+    Returns:
+        Tensor: x's shape and dtype. The arithmetic is done in float32, or
+        in float64 where x or p1 is float64.
+
+    Raises:
+        TypeError: x is not of a floating-point dtype.
+        ValueError: a shape does not fit x.
+        RuntimeError: a parameter is on another device than x.
+    """
+    check_input(x, 'acon')
+    check_parameter('p1', p1, x, 'acon')
+    check_parameter('p2', p2, x, 'acon')
+    if beta.dim() == 1:
+        check_parameter('beta', beta, x, 'acon')
+    elif beta.shape != x.shape and tuple(beta.shape) not in (
+        (x.shape[0], x.shape[1]), (x.shape[0], 1)):
+        raise ValueError(
+            'acon expects beta of shape (C,), (1,), (N, C), (N, 1) or the '
+            f'shape of x, here {tuple(x.shape)}, got {tuple(beta.shape)}.')
+    return acon_reference(x, p1, p2, beta)
+
+
+def acon_reference(x: Tensor, p1: Tensor, p2: Tensor,
+                   beta: Tensor) -> Tensor:
+    """:func:`acon` in plain PyTorch, without its checks."""
+    dtype = compute_dtype(x, p1)
+    if beta.dim() == 1:
+        beta = per_channel(beta, x)
+    elif beta.dim() == 2:
+        beta = beta.view(*beta.shape, *[1] * (x.dim() - 2))
+    p1 = per_channel(p1, x).to(dtype)
+    p2 = per_channel(p2, x).to(dtype)
+    value = x.to(dtype)
+    difference = (p1 - p2) * value
+    y = difference * torch.sigmoid(beta.to(dtype) * difference) + p2 * value
+    return y.to(x.dtype)

@@ -1,0 +1,42 @@
+"""Checks and small shape helpers that every operator shares."""
+import torch
+from torch import Tensor
+
+
+def check_input(x: Tensor, operator: str) -> None:
+    """Refuses what is no floating-point tensor of shape (N, C, ...)."""
+    if not x.is_floating_point():
+        raise TypeError(
+            f'{operator} expects a floating-point x, got {x.dtype}; write '
+            'x.float() first.')
+    if x.dim() < 2:
+        raise ValueError(
+            f'{operator} expects x of shape (N, C, ...), got '
+            f'{tuple(x.shape)}; write x.unsqueeze(0) for a single sample.')
+
+
+def check_parameter(name: str, value: Tensor, x: Tensor,
+                    operator: str) -> None:
+    """Refuses a parameter that is not one number, or row, per channel."""
+    if value.device != x.device:
+        raise RuntimeError(
+            f'{operator} expects x and {name} on one device, got x on '
+            f'{x.device} and {name} on {value.device}; move the module with '
+            f'.to({str(x.device)!r}).')
+    if value.shape[0] not in (1, x.shape[1]):
+        raise ValueError(
+            f'{operator} expects {name} to have 1 or {x.shape[1]} rows (the '
+            f'channels of x with shape {tuple(x.shape)}), got '
+            f'{value.shape[0]}; write num_channels={x.shape[1]} where the '
+            'activation is built.')
+
+
+def compute_dtype(x: Tensor, parameter: Tensor) -> torch.dtype:
+    """The dtype of the arithmetic: at least float32."""
+    dtype = torch.promote_types(x.dtype, parameter.dtype)
+    return torch.promote_types(dtype, torch.float32)
+
+
+def per_channel(parameter: Tensor, x: Tensor) -> Tensor:
+    """Views (C,) or (1,) so that it broadcasts against x (N, C, ...)."""
+    return parameter.view(1, -1, *[1] * (x.dim() - 2))

@@ -1,0 +1,269 @@
+import copy
+import inspect
+import re
+from collections import defaultdict
+from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+from mmengine.logging import print_log
+from mmengine.registry import MODELS
+from torch import nn
+
+from .loading import watch_loading
+from .per_call import ActivationPerCall
+from .probe import ACTIVATION_TYPES, SampleInput, Site, probe
+from .report import SwapReport, SwapRow
+
+Patterns = Union[str, Sequence[str], None]
+_FROZEN_NOTE = "frozen; frozen='swap' if the checkpoint brings its activation"
+
+
+def swap_activations(module: nn.Module,
+                     act_cfg: dict,
+                     include: Patterns = None,
+                     exclude: Patterns = None,
+                     replace: Union[str, Sequence[str]] = 'ReLU',
+                     tiny_maps: bool = False,
+                     frozen: str = 'keep',
+                     sample_input: Optional[SampleInput] = None) -> SwapReport:
+    r"""Replaces activations of a built module, in place.
+
+    A site is one activation call in the forward pass, named after the
+    convolution that feeds it: ``layer1.0.conv2``, stem ``conv1``. A module
+    that is called at several sites is split into one per call. No key of the
+    state dict changes; the new activations add theirs.
+
+    Args:
+        module (nn.Module): Any module that runs on images, or on
+            ``sample_input``.
+        act_cfg (dict): The new activation as in any ``act_cfg``. The width
+            is passed as ``num_channels``, or as ``num_parameters`` for
+            types that call it so (PReLU).
+        include (str or list of str, optional): Regular expressions, searched
+            in the site names; only sites that match one are replaced.
+            ``r'\.conv2$'`` is the ACON paper's rule for bottlenecks.
+        exclude (str or list of str, optional): Likewise, to leave sites out.
+        replace (str or list of str): Types of the activations to replace.
+        tiny_maps (bool): Replace sites on 1x1 maps too, such as those in
+            squeeze-and-excitation blocks.
+        frozen (str): What to do where the feeding convolution is frozen:
+            'keep' the old activation, or 'swap' it for one that is frozen
+            too, which makes sense if the checkpoint brings it.
+        sample_input: Shape of an input, or the input tensors, for the
+            forward pass that finds the sites. None makes one of 128 pixels.
+
+    Returns:
+        SwapReport: One row per site; prints as a table.
+
+    Raises:
+        KeyError: ``act_cfg`` names an unknown type.
+        ValueError: nothing matches, with a list of what there is, or an
+            argument is wrong.
+        RuntimeError: the module could not be run on the sample input.
+    """
+    if frozen not in ('keep', 'swap'):
+        raise ValueError(f"swap expects frozen='keep' or 'swap', got "
+                         f'{frozen!r}.')
+    new_type = _activation_class(act_cfg)
+    old_types = _class_names(replace)
+    probed = probe(module, old_types, sample_input)
+    _check_types(replace, old_types, probed.sites)
+    wanted = _matching(probed.sites, include, exclude)
+
+    report = SwapReport([], probed.functional)
+    chosen: Dict[Tuple[nn.Module, nn.Module], Dict[int, SwapRow]] = defaultdict(
+        dict)
+    for site in probed.sites:
+        row = SwapRow(site.name, site.type, None, site.width, site.map_size)
+        report.rows.append(row)
+        if site not in wanted:
+            row.reason = 'not included'
+        elif site.type not in old_types:
+            row.reason = f'no {" or ".join(sorted(old_types))}'
+        elif site.width == 0 or site.channels_last_axis:
+            row.reason = 'no channels in axis 1'
+        elif not tiny_maps and all(size == 1 for size in site.map_size):
+            row.reason = '1x1 map'
+        elif frozen == 'keep' and site.is_frozen:
+            row.reason = _FROZEN_NOTE
+        elif not _registrations(module, site):
+            row.reason = 'the module that calls it does not hold it'
+        else:
+            chosen[site.caller, site.module][site.call] = row
+    if not chosen:
+        raise ValueError(
+            f'No activation of {type(module).__name__} was chosen for '
+            f'replacement by {act_cfg["type"]}; the sites are:\n{report}\n'
+            'Change include, exclude, replace, tiny_maps or frozen.')
+
+    sites: Dict[Tuple[nn.Module, nn.Module], List[Site]] = defaultdict(list)
+    for site in probed.sites:
+        sites[site.caller, site.module].append(site)
+    for key, rows in chosen.items():
+        _replace(module, sites[key], rows, new_type, act_cfg)
+    print_log(f'{type(module).__name__}: {report}', logger='current')
+    watch_loading(module)
+    return report
+
+
+def _activation_class(act_cfg: dict):
+    """The class that ``act_cfg`` names."""
+    if not isinstance(act_cfg, dict) or 'type' not in act_cfg:
+        raise ValueError("swap expects act_cfg=dict(type='PWLU', ...), got "
+                         f'{act_cfg!r}.')
+    with MODELS.switch_scope_and_registry(None) as registry:
+        found = (
+            act_cfg['type'] if inspect.isclass(act_cfg['type']) else
+            registry.get(act_cfg['type']))
+        if found is None:
+            known = sorted(ACTIVATION_TYPES.union(_own_types()))
+            raise KeyError(
+                f'{act_cfg["type"]!r} is not a registered activation; '
+                f'activations are for example {", ".join(known)}.')
+    return found
+
+
+def _own_types() -> List[str]:
+    return [
+        name for name, found in MODELS.module_dict.items()
+        if found.__module__.startswith('mm_acon.activations')
+    ]
+
+
+def _class_names(types: Union[str, Sequence[str]]) -> set:
+    """Class names of the types, which may be registry names ('HSwish')."""
+    names = {types} if isinstance(types, str) else set(types)
+    registered = (MODELS.get(name) for name in names)
+    return names | {found.__name__ for found in registered if found}
+
+
+def _check_types(replace, old_types: set, sites: List[Site]) -> None:
+    there = sorted({site.type for site in sites})
+    if not old_types.intersection(there):
+        raise ValueError(
+            f'swap expects replace to name activations of the module, got '
+            f'{replace!r}; there are {", ".join(there) or "none"}. Write '
+            f'replace={there!r}.')
+
+
+def _compile(patterns: Patterns, name: str) -> List[re.Pattern]:
+    compiled = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
+        try:
+            compiled.append(re.compile(pattern))
+        except re.error as error:
+            raise ValueError(f'swap expects {name} to be regular expressions, '
+                             f'got {pattern!r}: {error}.') from error
+    return compiled
+
+
+def _matching(sites: List[Site], include: Patterns,
+              exclude: Patterns) -> List[Site]:
+    included, excluded = (_compile(include, 'include'),
+                          _compile(exclude, 'exclude'))
+    for name, patterns in (('include', included), ('exclude', excluded)):
+        for pattern in patterns:
+            if not any(pattern.search(site.name) for site in sites):
+                raise ValueError(
+                    f'{name}={pattern.pattern!r} matches no activation site; '
+                    'the sites are: ' +
+                    ', '.join(site.name for site in sites))
+    return [
+        site for site in sites
+        if (not included or any(p.search(site.name) for p in included))
+        and not any(p.search(site.name) for p in excluded)
+    ]
+
+
+def _registrations(root: nn.Module,
+                   site: Site) -> List[Tuple[nn.Module, str]]:
+    """Where to put a replacement: (holder, attribute) pairs.
+
+    The caller itself where it holds the module, else the one that holds it.
+    """
+    holders = {(parent, name): None
+               for parent in root.modules()
+               for name, child in parent._modules.items()
+               if child is site.module}
+    own = [holder for holder in holders if holder[0] is site.caller]
+    if own:
+        return own
+    return list(holders) if len(holders) == 1 else []
+
+
+def _replace(root: nn.Module, sites: List[Site], rows: Dict[int, SwapRow],
+             new_type, act_cfg: dict) -> None:
+    """Replaces the chosen calls of one module in one caller."""
+    old = sites[0].module
+    activations = []
+    for site in sorted(sites, key=lambda site: site.call):
+        if site.call not in rows:
+            # Each its own copy, so that a second swap can tell them apart.
+            activations.append(copy.deepcopy(old))
+            continue
+        row, new = rows[site.call], _build(root, site, new_type, act_cfg)
+        row.new = type(new).__name__
+        row.parameters = sum(p.numel() for p in new.parameters())
+        activations.append(new)
+    replacement = activations[0]
+    if len(activations) > 1:
+        replacement = ActivationPerCall(activations, sites[0].caller,
+                                        sites[0].first_child)
+        replacement.training = old.training
+    for holder, name in _registrations(root, sites[0]):
+        holder._modules[name] = replacement
+
+
+def _build(root: nn.Module, site: Site, new_type, act_cfg: dict) -> nn.Module:
+    arguments = dict(act_cfg)
+    accepted = inspect.signature(new_type).parameters
+    for name in ('num_channels', 'num_parameters'):
+        if name in accepted:
+            arguments.setdefault(name, site.width)
+    new = MODELS.build(arguments)
+    like = next((site.feed or root).parameters(), None)
+    if like is not None:
+        new.to(like.device, like.dtype)
+    if site.is_frozen:
+        new.requires_grad_(False)
+    return new.train(site.module.training)
+
+
+@MODELS.register_module(name='SwapActivations')
+def build_swapped(backbone: Union[str, dict], swap: dict,
+                  **kwargs) -> nn.Module:
+    r"""Builds a backbone and replaces its activations.
+
+    .. code-block:: python
+
+        backbone=dict(
+            type='SwapActivations',
+            backbone='ResNet',
+            swap=dict(act_cfg=dict(type='MetaACON'), include=r'\.conv2$'),
+            depth=50)
+
+    Args:
+        backbone (str or dict): Type of the backbone, whose arguments are the
+            remaining keys, or its whole config.
+        swap (dict): Arguments of :func:`swap_activations`.
+
+    Returns:
+        nn.Module: The backbone itself, not a wrapper: its state dict has the
+        keys of the plain backbone and those of the new activations.
+    """
+    if isinstance(backbone, dict):
+        if kwargs:
+            raise ValueError(
+                'SwapActivations takes the arguments of the backbone either '
+                f'beside a type name or in backbone=dict(...), got both: '
+                f'{sorted(kwargs)} beside a dict.')
+        kwargs = dict(backbone)
+    elif isinstance(backbone, str):
+        kwargs['type'] = backbone
+    else:
+        raise TypeError('SwapActivations expects backbone to be a type name '
+                        f'or a config, got {backbone!r}.')
+    built = MODELS.build(kwargs)
+    swap_activations(built, **swap)
+    return built
+
+

@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# Makes .venv with the pinned set of tools/requirements.txt and this package.
+# Usage: bash tools/setup_env.sh [--cpu]
+#   --cpu   compile mmcv's CPU operators even where a GPU is in sight
+#   PYTHON=python3.11 bash tools/setup_env.sh   chooses the interpreter
+# Running it again reuses what is there.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+device=auto
+for arg in "$@"; do
+  case "$arg" in
+    --cpu) device=cpu ;;
+    *) echo "setup_env: expected no argument or --cpu, got '$arg'" >&2; exit 2 ;;
+  esac
+done
+
+requirements=tools/requirements.txt
+venv=$PWD/.venv
+python=$venv/bin/python
+started=$SECONDS
+
+stop() { echo "setup_env: $*" >&2; exit 1; }
+pinned() { sed -n "s/^$1==\([^ ;]*\).*/\1/p" "$requirements"; }
+# has NAME VERSION: is that version installed (any local label such as +cpu)?
+has() {
+  "$python" - "$1" "$2" <<'PY'
+import sys
+from importlib.metadata import PackageNotFoundError, version
+try:
+    installed = version(sys.argv[1])
+except PackageNotFoundError:
+    sys.exit(1)
+sys.exit(installed.split('+')[0] != sys.argv[2])
+PY
+}
+# step TITLE COMMAND...: runs the command and says how long it took.
+step() {
+  local title=$1 begin=$SECONDS
+  shift
+  echo "setup_env: $title"
+  "$@" || stop "'$title' failed; the lines above are its output."
+  echo "setup_env:   done in $((SECONDS - begin)) s"
+}
+pip_install() { "$python" -m pip install --quiet --disable-pip-version-check "$@"; }
+
+command -v g++ >/dev/null || stop "no C++ compiler. mmcv has to be compiled: install g++ (Debian, Ubuntu: apt-get install g++) and run this again."
+interpreter=${PYTHON:-python3}
+command -v "$interpreter" >/dev/null || stop "no '$interpreter' on PATH. Name an interpreter: PYTHON=/path/to/python3.11 bash tools/setup_env.sh"
+"$interpreter" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+  || stop "Python 3.10 to 3.13 is needed, '$interpreter' is $("$interpreter" --version 2>&1)."
+"$interpreter" -c 'import sysconfig, os, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' \
+  || stop "Python.h of '$interpreter' is missing; install its development package (Debian, Ubuntu: apt-get install python3-dev) and run this again."
+if [ ! -x "$python" ]; then
+  free_mib=$(df -Pm . | awk 'NR==2 {print $4}')
+  [ "$free_mib" -ge 6000 ] || stop "about 6 GB of disk are needed below $PWD, $free_mib MB are free."
+  step "making the virtual environment .venv" "$interpreter" -m venv "$venv"
+fi
+
+# torch first and alone: packages installed later then find their torch satisfied,
+# and mmcv's build needs it. setuptools < 82 still has the pkg_resources that mmcv's setup.py imports.
+torch_version=$(pinned torch)
+if has torch "$torch_version"; then
+  echo "setup_env: torch $torch_version is there"
+else
+  step "installing torch $torch_version" pip_install "torch==$torch_version" "numpy==$(pinned numpy)"
+fi
+step "installing the pinned packages" pip_install -r "$requirements"
+
+# A CUDA build of torchvision beside a CPU build of torch fails on import, because torchvision's
+# Python code registers kernels for operators that its C++ library failed to define.
+site=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+if "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' \
+    && "$python" -c 'import importlib.metadata as m, sys; sys.exit("+cpu" in m.version("torchvision"))'; then
+  echo "setup_env: torch is a CPU build and torchvision is not: its operators get declared on import"
+  cp tools/torchvision_cpu_schemas.py "$site/torchvision_cpu_schemas.py"
+  echo "import torchvision_cpu_schemas" > "$site/torchvision_cpu_schemas.pth"
+else
+  rm -f "$site/torchvision_cpu_schemas.py" "$site/torchvision_cpu_schemas.pth"
+fi
+"$python" -c 'import torchvision' || stop "torchvision cannot be imported; the lines above are Python's own."
+
+mmcv_version=$(pinned '# mmcv')
+if [ "$device" = auto ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  device=cpu
+fi
+if [ "$device" = cpu ]; then
+  key=cpu
+  arch=
+else
+  arch=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')
+  key=cuda$("$python" -c 'import torch; print(torch.version.cuda)')-sm$arch
+  command -v nvcc >/dev/null || stop "a GPU is in sight but nvcc is not on PATH. Install the CUDA toolkit $("$python" -c 'import torch; print(torch.version.cuda)'), or build for the CPU: bash tools/setup_env.sh --cpu"
+fi
+# The wheel is kept per torch build, because pip's own cache would hand out one compiled against another torch.
+wheels=${XDG_CACHE_HOME:-$HOME/.cache}/mm_acon/mmcv-$mmcv_version-torch$("$python" -c 'import torch, sys; print(torch.__version__, "py%d%d" % sys.version_info[:2], sep="-")')-$key
+
+# Called on the left of ||, where bash ignores set -e: hence the explicit returns.
+build_mmcv() {
+  local work flags visible=${CUDA_VISIBLE_DEVICES-0}
+  local -a includes
+  work=$(mktemp -d) || return
+  # -include makes every source start with the header that takes most of the parsing time; the
+  # compiler takes the precompiled form only where flags and macros are the ones of the build.
+  flags="-DNDEBUG -fwrapv -O3 -g0 -w -fPIC"
+  mapfile -t includes < <("$python" -c '
+import sysconfig
+from torch.utils.cpp_extension import include_paths
+for path in [*include_paths(), sysconfig.get_paths()["include"]]:
+    print("-I" + path)')
+  echo '#include <torch/types.h>' > "$work/mmcv_prefix.h"
+  # shellcheck disable=SC2086  # the flags are several words
+  g++ $flags "${includes[@]}" -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H -DTORCH_EXTENSION_NAME=_ext \
+    -x c++-header "$work/mmcv_prefix.h" -o "$work/mmcv_prefix.h.gch" || return
+  [ "$device" = cpu ] && visible=
+  CFLAGS="$flags -include $work/mmcv_prefix.h" MMCV_WITH_OPS=1 MAX_JOBS=$(nproc) \
+    CUDA_VISIBLE_DEVICES=$visible TORCH_CUDA_ARCH_LIST=$arch \
+    "$python" -m pip wheel --quiet --disable-pip-version-check --no-cache-dir --no-build-isolation --no-deps \
+    --no-binary mmcv "mmcv==$mmcv_version" --wheel-dir "$work/wheel" || return
+  # Moved when complete, so that the cache never holds half a wheel.
+  mkdir -p "$wheels" && mv "$work"/wheel/mmcv-*.whl "$wheels/" && rm -rf "$work"
+}
+if has mmcv "$mmcv_version" && [ "$(cat "$venv/mmcv_build" 2>/dev/null)" = "$wheels" ]; then
+  echo "setup_env: mmcv $mmcv_version ($key) is there"
+else
+  if ! compgen -G "$wheels/mmcv-*.whl" >/dev/null; then
+    if [ "$device" = cpu ]; then
+      echo "setup_env: compiling mmcv $mmcv_version for the CPU takes 3 to 5 minutes on two cores"
+    else
+      echo "setup_env: compiling mmcv $mmcv_version with its CUDA operators for compute capability $arch takes about 40 minutes divided by half your $(nproc) cores; --cpu avoids it"
+    fi
+    step "compiling mmcv $mmcv_version ($key)" build_mmcv
+  fi
+  step "installing mmcv $mmcv_version from $wheels" pip_install --force-reinstall --no-deps "$wheels"/mmcv-*.whl
+  echo "$wheels" > "$venv/mmcv_build"
+fi
+
+step "installing mm_acon in editable mode" pip_install --no-build-isolation --no-deps -e .
+"$python" -c 'import mmcv.ops, mmdet, mmseg, mmpretrain, mm_acon' \
+  || stop "the packages do not import together; the lines above are Python's own."
+echo "setup_env: ready in $((SECONDS - started)) s. Use it with: source .venv/bin/activate"
