@@ -2,7 +2,25 @@ from typing import Optional
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..ops.checks import check_input
+
+
+def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """The norm of x, also where x has at most one value per channel.
+
+    One value has no variance, so that PyTorch raises an error for it in
+    training; a BatchNorm then uses its running statistics.
+    """
+    alone = x.numel() <= x.shape[1]
+    if (alone and norm.training and isinstance(norm, _BatchNorm)
+            and not isinstance(norm, nn.SyncBatchNorm)):
+        return F.batch_norm(x, norm.running_mean, norm.running_var,
+                            norm.weight, norm.bias, eps=norm.eps)
+    return norm(x)
 
 
 class LearnableActivation(nn.Module):
@@ -46,7 +64,7 @@ class LearnableActivation(nn.Module):
 
     def build(self) -> None:
         """Registers parameters, empty ones where the width is unknown."""
-        self.is_lazy = self.num_channels is None
+        self.is_lazy = self.needs_width and self.num_channels is None
         self.add_parameters(self.num_channels or 1)
         if self.is_lazy:
             for parameter in self.parameters():
@@ -60,6 +78,11 @@ class LearnableActivation(nn.Module):
         if self.granularity == 'layer':
             return 1
         return self.num_channels or 1
+
+    @property
+    def needs_width(self) -> bool:
+        """Whether the size of a parameter depends on C."""
+        return self.granularity != 'layer'
 
     def add_parameters(self, num_channels: int) -> None:
         """Registers parameters, buffers and submodules for that width."""
@@ -82,10 +105,11 @@ class LearnableActivation(nn.Module):
             self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(x, type(self).__name__)
         if self.is_lazy:
             self._refuse_lazy_in_distributed_training()
             self.materialize(x.shape[1])
-        elif x.dim() > 1 and x.shape[1] != self.num_channels:
+        elif self.num_channels not in (None, x.shape[1]):
             raise ValueError(
                 f'{type(self).__name__} expects {self.num_channels} channels '
                 f'in axis 1, got x of shape {tuple(x.shape)}; write '
@@ -104,6 +128,8 @@ class LearnableActivation(nn.Module):
                 'SwapActivations, which knows the widths, or run one forward '
                 'pass under torch.no_grad() before the model is wrapped.')
 
+    # A parameter created in inference mode could never be trained.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def materialize(self, num_channels: int) -> None:
         """Gives the empty parameters their size, in place."""

@@ -6,7 +6,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..ops import acon
-from .base import LearnableActivation
+from .base import LearnableActivation, apply_norm
 
 
 class _Funnel(LearnableActivation):
@@ -59,7 +59,7 @@ class _Funnel(LearnableActivation):
         identity = x
         if self.stride == 2:
             identity = F.max_pool2d(x, 3, stride=2, padding=1)
-        return identity, self.norm(self.conv(x))
+        return identity, apply_norm(self.norm, self.conv(x))
 
 
 @MODELS.register_module()

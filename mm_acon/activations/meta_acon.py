@@ -1,13 +1,12 @@
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..ops import acon
-from .base import LearnableActivation
+from ..ops.checks import compute_dtype
+from .base import LearnableActivation, apply_norm
 
 
 @MODELS.register_module(name=['MetaACON', 'MetaAconC'])
@@ -61,10 +60,17 @@ class MetaACON(LearnableActivation):
                 "MetaACON takes norm_cfg and depthwise with granularity="
                 f"'channel' only, got granularity={granularity!r}; the other "
                 'granularities have no fully connected layers.')
+        if reduction < 1:
+            raise ValueError('MetaACON expects reduction to be at least 1, '
+                             f'got {reduction!r}.')
         self.reduction = reduction
         self.norm_cfg = norm_cfg
         self.depthwise = depthwise
         self.build()
+
+    @property
+    def needs_width(self) -> bool:
+        return True  # p1 and p2 belong to channels in every granularity.
 
     def add_parameters(self, num_channels: int) -> None:
         self.p1 = nn.Parameter(torch.empty(num_channels))
@@ -98,22 +104,16 @@ class MetaACON(LearnableActivation):
             return torch.sigmoid(x)
         mean = x.flatten(2).mean(2) if x.dim() > 2 else x
         if self.granularity == 'layer':
-            return torch.sigmoid(mean.float().sum(1, keepdim=True))
+            # Summed over C channels, so not in half precision.
+            mean = mean.to(compute_dtype(x, x))
+            return torch.sigmoid(mean.sum(1, keepdim=True))
         hidden = self._norm('bn1', self.fc1(mean[:, :, None, None].to(
             self.fc1.weight.dtype)))
         beta = torch.sigmoid(self._norm('bn2', self.fc2(hidden)))
         return beta.flatten(1)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        if not self.norm_cfg:
-            return x
-        norm = getattr(self, name)
-        alone = x.shape[0] < 2 and not isinstance(norm, nn.SyncBatchNorm)
-        if alone and norm.training and isinstance(norm, _BatchNorm):
-            # One value has no variance; PyTorch raises an error for it.
-            return F.batch_norm(x, norm.running_mean, norm.running_var,
-                                norm.weight, norm.bias, eps=norm.eps)
-        return norm(x)
+        return apply_norm(getattr(self, name), x) if self.norm_cfg else x
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

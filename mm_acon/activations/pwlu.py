@@ -87,9 +87,9 @@ class PWLU(LearnableActivation):
                 'PWLU expects num_intervals to be an even number of at least '
                 '2, so that a knot lies at 0 and the unit can start as ReLU, '
                 f'got {num_intervals!r}.')
-        if not bound > 0 or 2 * bound < MIN_WIDTH:
-            raise ValueError(f'PWLU expects bound >= {MIN_WIDTH / 2}, got '
-                             f'{bound!r}.')
+        if not MIN_WIDTH / 2 <= bound < float('inf'):
+            raise ValueError('PWLU expects a finite bound of at least '
+                             f'{MIN_WIDTH / 2}, got {bound!r}.')
         self.num_intervals = num_intervals
         self.bound = bound
         self._phase = NO_PHASES
@@ -183,7 +183,8 @@ class PWLU(LearnableActivation):
         """
         left, right = self.input_range()
         realigned = (left < 0) & (right > 0) & (right - left >= MIN_WIDTH)
-        self._set_relu_form(left, right, realigned)
+        if not self.is_lazy:
+            self._set_relu_form(left, right, realigned)
         self._set_phase(PHASE_2)
         return realigned
 

@@ -95,29 +95,37 @@ def _train_from_scratch(cfg: Config) -> None:
         if _type_name(node) == 'SyncBN' and not sync:
             node['type'] = 'BN'
 
-    backbone = cfg.model.backbone
-    while isinstance(backbone.get('backbone'), dict):
-        backbone = backbone.backbone
     with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as models:
-        cls = backbone.get('backbone', backbone.type)
-        cls = models.get(cls) if isinstance(cls, str) else cls
-    # Named even if the config does not name it: mmdet's ResNet has the
-    # default norm_eval=True.
-    names = {
-        name
-        for base in inspect.getmro(cls)
-        for name in inspect.signature(base.__init__).parameters
-    }
-    if 'frozen_stages' in names:
-        backbone.frozen_stages = -1
-    if 'norm_eval' in names:
-        backbone.norm_eval = False
+        for backbone in _backbones(cfg.model):
+            cls = backbone.get('backbone', backbone.type)
+            cls = models.get(cls) if isinstance(cls, str) else cls
+            # Set even if the config does not name them: norm_eval is True by
+            # default in mmdet's ResNet.
+            names = {
+                name
+                for base in inspect.getmro(cls)
+                for name in inspect.signature(base.__init__).parameters
+            }
+            if 'frozen_stages' in names:
+                backbone['frozen_stages'] = -1
+            if 'norm_eval' in names:
+                backbone['norm_eval'] = False
+
+
+def _backbones(model: ConfigDict) -> Iterator[dict]:
+    """The dicts with the backbones' arguments, inside SwapActivations too."""
+    for owner in _dicts(model):
+        backbone = owner.get('backbone')
+        if isinstance(backbone, dict) and not isinstance(
+                backbone.get('backbone'), dict):
+            yield backbone
 
 
 def _detection(cfg: Config, data_root: str) -> None:
     root = str(write_coco_shapes(data_root))
     _narrow_detector(cfg.model)
     _fit_anchors(cfg.model)
+    _reduce_regions(cfg.model)
     for name, part in cfg.model.items():
         if name == 'roi_head' or name.endswith('_head') and name != 'rpn_head':
             _set_num_classes(part, len(SHAPES))
@@ -215,6 +223,12 @@ def _set_num_classes(part, num_classes: int) -> None:
     for node in _dicts(part):
         if 'num_classes' in node:
             node['num_classes'] = num_classes
+        if 'num_things_classes' in node:
+            node['num_things_classes'] = num_classes
+        weight = node.get('class_weight')
+        if isinstance(weight, list) and len(weight) > num_classes + 1:
+            # The last is the weight of "no object".
+            node['class_weight'] = weight[:num_classes] + weight[-1:]
 
 
 def _narrow_detector(model: ConfigDict) -> None:
@@ -234,6 +248,10 @@ def _narrow_detector(model: ConfigDict) -> None:
                     node[key] = WIDTH
             if node.get('fc_out_channels', 0) > FC_WIDTH:
                 node['fc_out_channels'] = FC_WIDTH
+            # Initial weights are small (0.01) whatever the width: a narrow
+            # stack would pass on almost nothing, and learn late.
+            if node.get('stacked_convs', 0) > 1:
+                node['stacked_convs'] = 1
 
 
 def _fit_anchors(model: ConfigDict) -> None:
@@ -247,6 +265,17 @@ def _fit_anchors(model: ConfigDict) -> None:
             node.octave_base_scale *= 16 / smallest
         else:
             node.scales = [scale * 16 / smallest for scale in node.scales]
+
+
+def _reduce_regions(model: ConfigDict) -> None:
+    """Look at fewer regions: the images are small and almost empty."""
+    for node in _dicts(model):
+        if node.get('max_per_img', 0) > 100:
+            node['max_per_img'] = 100
+        if 'pos_fraction' in node:
+            node['num'] = min(node['num'], 64)
+        if node.get('num_queries', 0) > 100:
+            node['num_queries'] = 100
 
 
 def _set_data(cfg: Config, train: dict, val: dict, evaluator: dict,

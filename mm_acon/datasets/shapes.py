@@ -56,7 +56,7 @@ def write_cityscapes_shapes(
         data_root: Union[str, Path] = 'data/shapes') -> Path:
     """Write the shapes as a semantic segmentation data set like Cityscapes.
 
-    The folder holds, for the splits train and val (256 and 64 images of 192
+    The folder holds, for the splits train and val (256 and 32 images of 192
     by 96 pixels, of the one city "shapes")::
 
         leftImg8bit/<split>/shapes/shapes_<number>_000000_leftImg8bit.png
@@ -82,7 +82,7 @@ def write_cityscapes_shapes(
     """
 
     def write(folder: Path) -> None:
-        for split, num_images in dict(train=256, val=64).items():
+        for split, num_images in dict(train=256, val=32).items():
             _write_cityscapes_split(folder, split, num_images)
 
     return _write_once(Path(data_root) / f'cityscapes_v{VERSION}', write)

@@ -2,7 +2,8 @@
 import torch
 from torch import Tensor
 
-from .checks import check_input, check_parameter, compute_dtype, per_channel
+from .checks import (check_device, check_input, check_parameter,
+                     compute_dtype, per_channel)
 
 
 def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
@@ -33,6 +34,7 @@ def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
     check_input(x, 'acon')
     check_parameter('p1', p1, x, 'acon')
     check_parameter('p2', p2, x, 'acon')
+    check_device('beta', beta, x, 'acon')
     if beta.dim() == 1:
         check_parameter('beta', beta, x, 'acon')
     elif beta.shape != x.shape and tuple(beta.shape) not in (

@@ -15,20 +15,28 @@ def check_input(x: Tensor, operator: str) -> None:
             f'{tuple(x.shape)}; write x.unsqueeze(0) for a single sample.')
 
 
-def check_parameter(name: str, value: Tensor, x: Tensor,
-                    operator: str) -> None:
-    """Refuses a parameter that is not one number, or row, per channel."""
+def check_device(name: str, value: Tensor, x: Tensor, operator: str) -> None:
+    """Refuses a tensor that lies on another device than x."""
     if value.device != x.device:
         raise RuntimeError(
             f'{operator} expects x and {name} on one device, got x on '
             f'{x.device} and {name} on {value.device}; move the module with '
             f'.to({str(x.device)!r}).')
-    if value.shape[0] not in (1, x.shape[1]):
+
+
+def check_parameter(name: str,
+                    value: Tensor,
+                    x: Tensor,
+                    operator: str,
+                    dim: int = 1) -> None:
+    """Refuses a parameter that is not one number, or row, per channel."""
+    check_device(name, value, x, operator)
+    if value.dim() != dim or value.shape[0] not in (1, x.shape[1]):
         raise ValueError(
-            f'{operator} expects {name} to have 1 or {x.shape[1]} rows (the '
-            f'channels of x with shape {tuple(x.shape)}), got '
-            f'{value.shape[0]}; write num_channels={x.shape[1]} where the '
-            'activation is built.')
+            f'{operator} expects {name} to have {dim} axes and 1 or '
+            f'{x.shape[1]} rows (the channels of x with shape '
+            f'{tuple(x.shape)}), got shape {tuple(value.shape)}; write '
+            f'num_channels={x.shape[1]} where the activation is built.')
 
 
 def compute_dtype(x: Tensor, parameter: Tensor) -> torch.dtype:

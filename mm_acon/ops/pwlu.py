@@ -49,7 +49,8 @@ def pwlu(x: Tensor, points: Tensor, left_bound: Tensor, right_bound: Tensor,
         raise ValueError(
             'pwlu expects points of shape (C, N + 1) or (1, N + 1) with N '
             f'>= 1 intervals, got {tuple(points.shape)}.')
-    for name, value in (('points', points), ('left_bound', left_bound),
+    check_parameter('points', points, x, 'pwlu', dim=2)
+    for name, value in (('left_bound', left_bound),
                         ('right_bound', right_bound),
                         ('left_slope', left_slope),
                         ('right_slope', right_slope)):
@@ -68,8 +69,9 @@ def pwlu_reference(x: Tensor, points: Tensor, left_bound: Tensor,
     left, right, left_slope, right_slope = (
         per_channel(parameter, x).to(dtype)
         for parameter in (left_bound, right_bound, left_slope, right_slope))
+    # Not from the sum below: left + MIN_WIDTH rounds to left if left is large.
+    length = (right - left).clamp(min=MIN_WIDTH) / num_intervals
     right = torch.maximum(right, left + MIN_WIDTH)
-    length = (right - left) / num_intervals
     is_left, is_right = value < left, value >= right
 
     # Each branch of the final where sees only its own elements: an infinite

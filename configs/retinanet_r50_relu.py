@@ -1,0 +1,1 @@
+_base_ = './_base_/retinanet_r50_600px.py'

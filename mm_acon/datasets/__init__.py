@@ -1,0 +1,6 @@
+from .demo import demo_config
+from .shapes import SHAPES, write_cityscapes_shapes, write_coco_shapes
+
+__all__ = [
+    'SHAPES', 'demo_config', 'write_cityscapes_shapes', 'write_coco_shapes'
+]

@@ -1,0 +1,8 @@
+from .checkpoint import allow_mmengine_checkpoints
+from .optim_wrapper_constructor import ActivationOptimWrapperConstructor
+from .pwlu_realign_hook import PWLURealignHook
+
+__all__ = [
+    'ActivationOptimWrapperConstructor', 'PWLURealignHook',
+    'allow_mmengine_checkpoints'
+]

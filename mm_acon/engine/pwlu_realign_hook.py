@@ -1,0 +1,216 @@
+import logging
+import math
+from typing import Dict, List, Optional
+
+import torch
+from mmengine.dist import all_gather, get_world_size
+from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks.hook import DATA_BATCH
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
+from torch import nn
+
+from ..activations import PWLU
+from ..activations.pwlu import NO_PHASES, PHASE_1
+
+
+@HOOKS.register_module()
+class PWLURealignHook(Hook):
+    """Trains PWLU in its two phases (arXiv 2104.03693, Sec. 3.3).
+
+    In Phase I every PWLU is ReLU, its parameters rest and the statistics of
+    its input are followed. At the start of Phase II the moments are pooled
+    over all ranks, the bounds are set to mean -+ 3 std (Eq. 6), in the EMA
+    copy of the model too, and ordinary training begins. The phase is part of
+    the checkpoint: a resumed run goes on where it was. PWLUs that are frozen,
+    or already realigned in a loaded checkpoint, are left as they are.
+
+    .. code-block:: python
+
+        custom_hooks = [dict(type='PWLURealignHook', phase1_epochs=5)]
+
+    Args:
+        phase1_epochs (int, optional): Length of Phase I in passes over the
+            training set; 5 in the paper.
+        phase1_iters (int, optional): The same in iterations. Exactly one of
+            the two is given.
+    """
+
+    def __init__(self,
+                 phase1_epochs: Optional[int] = None,
+                 phase1_iters: Optional[int] = None) -> None:
+        if (phase1_epochs is None) == (phase1_iters is None):
+            raise ValueError(
+                'PWLURealignHook expects either phase1_epochs or '
+                f'phase1_iters, got phase1_epochs={phase1_epochs!r} and '
+                f'phase1_iters={phase1_iters!r}.')
+        length = phase1_iters if phase1_epochs is None else phase1_epochs
+        if not isinstance(length, int) or length < 1:
+            raise ValueError('PWLURealignHook expects the length of Phase I '
+                             f'to be a positive integer, got {length!r}.')
+        self.phase1_epochs = phase1_epochs
+        self.phase1_iters = phase1_iters
+        self._handles: list = []
+
+    def before_train(self, runner) -> None:
+        modules = trained_pwlus(runner.model)
+        self._first_iter = self._phase1_length(runner)
+        if self._first_iter >= runner.max_iters:
+            raise ValueError(
+                f'Phase I of {self._first_iter} iterations leaves nothing of '
+                f'the {runner.max_iters} iterations of training for Phase '
+                'II; write a shorter phase1_epochs or phase1_iters.')
+        left_alone = []
+        for name, module in modules.items():
+            if module.current_phase != NO_PHASES:
+                continue
+            if runner.iter < self._first_iter and module.is_relu_form():
+                for copy in self._with_ema_copies(runner, name, module):
+                    copy.start_phase1()
+            else:
+                left_alone.append(name)
+        if left_alone:
+            print_log(
+                f'{len(left_alone)} PWLU were trained without phases before '
+                'and go on so, without realignment: ' + ', '.join(left_alone),
+                logger='current',
+                level=logging.WARNING)
+        self._waiting = {
+            name: module
+            for name, module in modules.items()
+            if module.current_phase == PHASE_1
+        }
+        if not self._waiting:
+            print_log('PWLU: no unit is in Phase I', logger='current')
+            return
+        self._let_parameters_rest(runner)
+        print_log(
+            f'PWLU: {len(self._waiting)} modules are in Phase I (ReLU) up to '
+            f'iteration {self._first_iter}',
+            logger='current')
+
+    def before_train_iter(self,
+                          runner,
+                          batch_idx: int,
+                          data_batch: DATA_BATCH = None) -> None:
+        if self._waiting and runner.iter >= self._first_iter:
+            self._realign(runner)
+
+    def after_train(self, runner) -> None:
+        self._remove_handles()
+
+    def _phase1_length(self, runner) -> int:
+        """Number of iterations of Phase I."""
+        if self.phase1_iters is not None:
+            return self.phase1_iters
+        loader = runner.train_dataloader
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            return self.phase1_epochs * len(loader)
+        # An endless sampler: a pass is as long as the data set.
+        batch_size = loader.batch_sampler.batch_size * get_world_size()
+        return self.phase1_epochs * math.ceil(
+            len(loader.dataset) / batch_size)
+
+    def _let_parameters_rest(self, runner) -> None:
+        """Takes the gradients away right before each optimizer step.
+
+        With a gradient of zero, weight decay and momentum would still move
+        the parameters; without ``requires_grad``, DDP would not know them.
+        """
+        wrapper = runner.optim_wrapper
+        wrappers = (
+            wrapper.values()
+            if isinstance(wrapper, OptimWrapperDict) else [wrapper])
+
+        def drop_gradients(*unused) -> None:
+            for module in self._waiting.values():
+                for parameter in module.parameters():
+                    parameter.grad = None
+
+        self._handles = [
+            wrapper.optimizer.register_step_pre_hook(drop_gradients)
+            for wrapper in wrappers
+        ]
+
+    def _remove_handles(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _realign(self, runner) -> None:
+        modules = list(self._waiting.values())
+        pool_statistics(modules)
+        before = mean_iou(modules)
+        realigned = torch.cat([module.realign() for module in modules])
+        after = mean_iou(modules)
+        for name, module in self._waiting.items():
+            for copy in self._with_ema_copies(runner, name, module)[1:]:
+                copy.load_state_dict(module.state_dict())
+        self._waiting = {}
+        self._remove_handles()
+        total, count = realigned.numel(), int(realigned.sum())
+        print_log(
+            f'PWLU: Phase II starts at iteration {runner.iter}. {count} of '
+            f'{total} units were realigned, {total - count} degenerate ones '
+            f'keep their ReLU form. Mean alignment IOU {before:.3f} before, '
+            f'{after:.3f} after',
+            logger='current')
+
+    @staticmethod
+    def _with_ema_copies(runner, name: str, module: PWLU) -> List[PWLU]:
+        return [module] + [
+            hook.ema_model.module.get_submodule(name)
+            for hook in runner.hooks if isinstance(hook, EMAHook)
+        ]
+
+
+def trained_pwlus(model: nn.Module) -> Dict[str, PWLU]:
+    """The PWLUs of a model that are not frozen, by name."""
+    if is_model_wrapper(model):
+        model = model.module
+    found = {
+        name: module
+        for name, module in model.named_modules() if isinstance(module, PWLU)
+    }
+    if not found:
+        raise ValueError(
+            f'PWLURealignHook found no PWLU in {type(model).__name__}. Write '
+            "backbone=dict(type='SwapActivations', backbone='ResNet', "
+            "swap=dict(act_cfg=dict(type='PWLU')), ...), or remove the hook.")
+    return {
+        name: module
+        for name, module in found.items() if module.points.requires_grad
+    }
+
+
+@torch.no_grad()
+def pool_statistics(modules: List[PWLU]) -> None:
+    """Gives all ranks the mean and std of all ranks' inputs.
+
+    Ranks count equally; for a unit, only those that met it. Summed in the
+    order of the ranks, so that every rank gets the same bits.
+    """
+    if get_world_size() == 1:
+        return
+    means = torch.cat([m.running_mean for m in modules]).double()
+    stds = torch.cat([m.running_std for m in modules]).double()
+    met = (torch.cat([m.num_batches for m in modules]) > 0).double()
+    local = torch.stack([met, met * means, met * (stds**2 + means**2)])
+    count, first, second = torch.stack(all_gather(local)).sum(0)
+    mean = first / count.clamp(min=1)
+    variance = second / count.clamp(min=1) - mean**2
+    std = variance.clamp(min=0).sqrt()
+    sizes = [module.num_units for module in modules]
+    for module, m, s, n in zip(modules, mean.split(sizes), std.split(sizes),
+                               count.split(sizes)):
+        module.running_mean.copy_(m)
+        module.running_std.copy_(s)
+        module.num_batches.clamp_(min=(n > 0).long())
+
+
+def mean_iou(modules: List[PWLU]) -> float:
+    """Mean alignment IOU (Eq. 7) over the units that have one."""
+    return float(torch.cat([m.alignment_iou() for m in modules]).nanmean())

@@ -1,0 +1,294 @@
+"""Activations that learn their width from the first input."""
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from mmcv.cnn import ConvModule
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mm_acon import ACONA, ACONC, PWLU, MetaACON
+from mm_acon.activations.base import apply_norm
+from tests.utils import ACTIVATIONS
+
+EVERY = pytest.mark.parametrize('name', ACTIVATIONS)
+WIDTH_MATTERS = [
+    name for name in ACTIVATIONS
+    if name not in ('ACONC-layer', 'PWLU-layer')
+]
+LAZY = pytest.mark.parametrize('name', WIDTH_MATTERS)
+
+
+def lazy(name):
+    return MODELS.build(ACTIVATIONS[name])
+
+
+def trained(name):
+    """Width 4, with parameters unlike those at the start."""
+    torch.manual_seed(0)
+    activation = MODELS.build(dict(ACTIVATIONS[name], num_channels=4))
+    with torch.no_grad():
+        for parameter in activation.parameters():
+            parameter += .2 * torch.randn_like(parameter)
+    return activation.eval()
+
+
+def images(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@LAZY
+def test_first_input_tells_the_width(name):
+    activation = lazy(name)
+    assert activation.is_lazy
+    assert all(p.numel() == 0 for p in activation.parameters())
+    activation(images(2, 4, 5, 5))
+    assert not activation.is_lazy
+    assert activation.num_channels == 4
+    like = MODELS.build(dict(ACTIVATIONS[name], num_channels=4))
+    assert ({k: v.shape
+             for k, v in activation.state_dict().items()
+             } == {k: v.shape
+                   for k, v in like.state_dict().items()})
+    with pytest.raises(ValueError, match='expects 4 channels'):
+        activation(images(2, 3, 5, 5))
+
+
+@pytest.mark.parametrize('name', ['ACONC-layer', 'PWLU-layer'])
+def test_layer_wise_needs_no_width(name):
+    """One function serves maps of any width, also after loading it."""
+    activation = lazy(name)
+    assert not activation.is_lazy
+    activation.load_state_dict(trained(name).state_dict())
+    for width in (1, 4, 7):
+        x = images(2, width, 5, 5)
+        assert torch.equal(activation(x)[:, :1], activation(x[:, :1]))
+
+
+@EVERY
+def test_an_earlier_optimizer_trains_it(name):
+    """The parameters are filled in place, and stay the same objects."""
+    torch.manual_seed(0)
+    module = ConvModule(3, 4, 3, act_cfg=ACTIVATIONS[name])
+    held = list(module.activate.parameters())
+    optimizer = torch.optim.SGD(module.parameters(), lr=.1, momentum=.9)
+    before = None
+    for _ in range(2):
+        loss = module(images(4, 3, 7, 7)).square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        if before is None:
+            before = [p.detach().clone() for p in held]
+        optimizer.step()
+    now = list(module.activate.parameters())
+    assert [id(p) for p in now] == [id(p) for p in held]
+    for parameter, old in zip(now, before):
+        # A bias in front of a norm has no gradient, but rounding.
+        assert parameter.numel() > 0
+        assert parameter.grad.any() == (not torch.equal(parameter, old))
+    assert any(p.grad.any() for p in now)
+
+
+@LAZY
+def test_state_dict_tells_the_width(name):
+    """And an optimizer made before still holds the parameters."""
+    source, activation = trained(name), lazy(name).eval()
+    held = [id(p) for p in activation.parameters()]
+    activation.load_state_dict(source.state_dict())
+    assert activation.num_channels == 4
+    assert [id(p) for p in activation.parameters()] == held
+    x = images(2, 4, 5, 5)
+    assert torch.equal(activation(x), source(x))
+
+
+@EVERY
+def test_state_dict_inside_a_model(name):
+    """The keys then have a prefix."""
+    torch.manual_seed(0)
+    source = nn.Sequential(ConvModule(3, 4, 3, act_cfg=ACTIVATIONS[name]))
+    source.eval()
+    y = source(images(2, 3, 7, 7))
+    model = nn.Sequential(ConvModule(3, 4, 3, act_cfg=ACTIVATIONS[name]))
+    model.load_state_dict(source.state_dict())
+    assert torch.equal(model.eval()(images(2, 3, 7, 7)), y)
+
+
+@EVERY
+def test_assigned_state_dict(name):
+    source, activation = trained(name), lazy(name).eval()
+    activation.load_state_dict(source.state_dict(), assign=True)
+    x = images(2, 4, 5, 5)
+    assert torch.equal(activation(x), source(x))
+
+
+@LAZY
+def test_a_checkpoint_without_it_leaves_it_lazy(name):
+    activation = lazy(name)
+    missing, unexpected = activation.load_state_dict({}, strict=False)
+    assert missing == list(activation.state_dict()) and not unexpected
+    assert activation.is_lazy
+
+
+@LAZY
+def test_lazy_state_dict_goes_into_a_lazy_one(name):
+    activation = lazy(name)
+    activation.load_state_dict(lazy(name).state_dict())
+    assert activation.is_lazy
+    assert activation(images(2, 4, 5, 5)).shape == (2, 4, 5, 5)
+
+
+@LAZY
+def test_deepcopies_are_apart(name):
+    first = lazy(name)
+    second = copy.deepcopy(first)
+    first(images(2, 4, 5, 5))
+    second(images(2, 6, 5, 5))
+    assert (first.num_channels, second.num_channels) == (4, 6)
+    assert not set(map(id, first.parameters())) & set(
+        map(id, second.parameters()))
+
+
+@LAZY
+def test_init_weights_before_the_first_input(name):
+    """As MMEngine's Runner calls it: nothing to fill yet, no error."""
+
+    class Backbone(BaseModule):
+
+        def __init__(self):
+            super().__init__(
+                init_cfg=dict(type='Constant', layer='Conv2d', val=.5))
+            self.conv = ConvModule(3, 4, 3, act_cfg=ACTIVATIONS[name])
+
+    backbone = Backbone()
+    backbone.init_weights()
+    activation = backbone.conv.activate
+    assert activation.is_lazy
+    torch.manual_seed(1)
+    backbone.conv(images(2, 3, 7, 7))
+    # Then the start of its own, not what the owner gives convolutions.
+    for key, parameter in activation.named_parameters():
+        if key.endswith(('fc1.weight', 'fc2.weight', 'conv.weight')):
+            assert not (parameter == .5).any()
+
+
+@LAZY
+def test_init_weights_is_for_the_owner_too(name):
+    """The owner's rule for convolutions does not reach inside."""
+
+    class Backbone(BaseModule):
+
+        def __init__(self):
+            super().__init__(
+                init_cfg=dict(type='Constant', layer='Conv2d', val=.5))
+            self.act = MODELS.build(dict(ACTIVATIONS[name], num_channels=4))
+
+    backbone = Backbone()
+    backbone.init_weights()
+    for key, parameter in backbone.named_parameters():
+        if key.endswith(('fc1.weight', 'fc2.weight', 'conv.weight')):
+            assert not (parameter == .5).any()
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16], ids=str)
+@LAZY
+def test_keeps_dtype_device_and_mode(name, dtype, device):
+    activation = lazy(name).to(device, dtype).eval()
+    for parameter in activation.parameters():
+        parameter.requires_grad_(False)
+    activation(images(2, 4, 5, 5).to(device, dtype))
+    for parameter in activation.parameters():
+        assert parameter.dtype == dtype
+        assert parameter.device.type == device
+        assert not parameter.requires_grad
+    assert not any(module.training for module in activation.modules())
+
+
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+@LAZY
+def test_trains_after_a_first_input_without_gradients(name, mode):
+    """A warm-up pass must not leave parameters that never learn."""
+    activation = lazy(name)
+    with mode():
+        activation(images(2, 4, 5, 5))
+    activation(images(2, 4, 5, 5)).sum().backward()
+    assert all(p.grad is not None for p in activation.parameters())
+
+
+@EVERY
+def test_start_does_not_depend_on_being_lazy(name):
+    first = lazy(name).eval()
+    torch.manual_seed(1)
+    y = first(images(2, 4, 5, 5))
+    torch.manual_seed(1)
+    second = MODELS.build(dict(ACTIVATIONS[name], num_channels=4)).eval()
+    assert y.shape == second(images(2, 4, 5, 5)).shape
+    if not any(key.endswith('weight') for key, _ in second.named_parameters()):
+        assert torch.equal(y, second(images(2, 4, 5, 5)))
+
+
+def test_apply_norm():
+    """One value per channel uses the running statistics, two do not."""
+    norm = nn.BatchNorm2d(2)
+    norm.running_mean += torch.tensor([1., 2.])
+    x = torch.tensor([3., 6.])[None, :, None, None]
+    y = apply_norm(norm, x)
+    torch.testing.assert_close(y.flatten(), torch.tensor([2., 4.]))
+    assert norm.num_batches_tracked == 0
+    assert norm.running_mean.tolist() == [1, 2]
+    apply_norm(norm, torch.cat([x, 2 * x]))
+    assert norm.num_batches_tracked == 1
+    # Other norms have no use for the batch.
+    group = nn.GroupNorm(1, 2)
+    assert torch.equal(apply_norm(group, x), group(x))
+
+
+def two_processes(rank, file):
+    dist.init_process_group(
+        'gloo', init_method=f'file://{file}', rank=rank, world_size=2)
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(rank))
+
+    for kind in (ACONA, ACONC, MetaACON, PWLU):
+        model = DistributedDataParallel(nn.Sequential(nn.Conv2d(3, 4, 1),
+                                                      kind()))
+        with pytest.raises(
+                RuntimeError,
+                match=f'{kind.__name__} meets its first input inside a '
+                f'distributed run.*num_channels=.*SwapActivations.*no_grad'):
+            model(x)
+
+    # What the message advises: a width, or a pass without gradients before.
+    warm = nn.Sequential(nn.Conv2d(3, 4, 1), ACONC())
+    with torch.no_grad():
+        warm(x)
+    layer_wise = ACONC(granularity='layer')
+    for model in (warm, nn.Sequential(nn.Conv2d(3, 4, 1), ACONC(4)),
+                  nn.Sequential(nn.Conv2d(3, 4, 1), layer_wise)):
+        alone = copy.deepcopy(model)
+        alone(x).square().mean().backward()
+        model = DistributedDataParallel(model)
+        model(x).square().mean().backward()
+        for mine, own in zip(model.parameters(), alone.parameters()):
+            mean = own.grad.clone()
+            dist.all_reduce(mean)
+            torch.testing.assert_close(mine.grad, mean / 2)
+
+    # Phase I: parameters that the output ignores must not stop DDP, which
+    # reports them in the iteration that follows.
+    unit = PWLU(4)
+    unit.start_phase1()
+    model = DistributedDataParallel(nn.Sequential(nn.Conv2d(3, 4, 1), unit))
+    for _ in range(3):
+        model(x).sum().backward()
+        assert not any(p.grad.any() for p in unit.parameters())
+    assert unit.num_batches.tolist() == [3] * 4
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason='needs torch.distributed')
+def test_distributed_training(tmp_path):
+    mp.spawn(two_processes, args=(tmp_path / 'rendezvous', ), nprocs=2)

@@ -1,0 +1,249 @@
+"""Configs of the libraries, turned into the demo on drawn shapes."""
+import copy
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.runner import Runner
+
+from mm_acon.datasets import SHAPES, demo_config
+
+RETINANET = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+MASK_RCNN = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+CASCADE = 'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py'
+YOLOX = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py'
+PSPNET = 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'
+
+
+@pytest.fixture(scope='module')
+def data_root(tmp_path_factory):
+    return str(tmp_path_factory.mktemp('shapes'))
+
+
+def dicts(node):
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            yield from dicts(child)
+
+
+def demo(name, data_root, **changes):
+    cfg = get_config(name)
+    cfg.merge_from_dict(changes)
+    demo_config(cfg, data_root)
+    return cfg
+
+
+# What may differ in a backbone: what a pretrained one needs, and SyncBN.
+def comparable(backbone):
+    backbone = copy.deepcopy(backbone.to_dict())
+    for node in dicts(backbone):
+        for key in ('init_cfg', 'pretrained', 'frozen_stages', 'norm_eval'):
+            node.pop(key, None)
+        if node.get('type') == 'SyncBN':
+            node['type'] = 'BN'
+    return backbone
+
+
+@pytest.mark.parametrize('name',
+                         [RETINANET, MASK_RCNN, CASCADE, YOLOX, PSPNET])
+def test_the_backbone_stays(name, data_root):
+    before = comparable(get_config(name).model.backbone)
+    after = demo(name, data_root).model.backbone
+    assert comparable(after) == before
+    assert after.get('init_cfg') is None
+
+
+SWAP = dict(act_cfg=dict(type='MetaACON'), include=r'\.conv2$', frozen='skip')
+
+
+@pytest.mark.parametrize('whole', [False, True], ids=['name', 'whole dict'])
+def test_swapped_activations_stay(whole, data_root):
+    cfg = get_config(RETINANET)
+    plain = cfg.model.backbone
+    if whole:
+        cfg.model.backbone = dict(
+            type='SwapActivations', backbone=plain, swap=SWAP)
+    else:
+        cfg.model.backbone = dict(
+            plain, type='SwapActivations', backbone='ResNet', swap=SWAP)
+    before = comparable(cfg.model.backbone)
+    demo_config(cfg, data_root)
+    assert comparable(cfg.model.backbone) == before
+    inner = cfg.model.backbone.backbone if whole else cfg.model.backbone
+    assert inner.init_cfg is None
+    assert inner.frozen_stages == -1
+    assert inner.norm_eval is False
+
+
+def test_norm_eval_that_is_a_default_is_switched_off(data_root):
+    cfg = get_config(RETINANET)
+    del cfg.model.backbone['norm_eval']
+    demo_config(cfg, data_root)
+    assert cfg.model.backbone.norm_eval is False
+
+
+@pytest.mark.parametrize('name, heads', [(RETINANET, 1), (MASK_RCNN, 2),
+                                         (CASCADE, 4), (YOLOX, 1)])
+def test_detectors_know_the_shapes(name, heads, data_root):
+    cfg = demo(name, data_root)
+    numbers = [
+        node['num_classes'] for node in dicts(cfg.model.to_dict())
+        if 'num_classes' in node
+    ]
+    assert numbers == [len(SHAPES)] * heads
+    for loader in (cfg.train_dataloader, cfg.val_dataloader,
+                   cfg.test_dataloader):
+        assert loader.dataset.type == 'CocoDataset'
+        assert loader.dataset.metainfo.classes == SHAPES
+
+
+@pytest.mark.parametrize('name, metric', [(RETINANET, 'bbox'),
+                                          (MASK_RCNN, ['bbox', 'segm'])])
+def test_masks_are_read_and_scored_where_there_are_masks(
+        name, metric, data_root):
+    cfg = demo(name, data_root)
+    assert cfg.val_evaluator.metric == metric
+    loads = [step for step in cfg.train_dataloader.dataset.pipeline
+             if step.type == 'LoadAnnotations']
+    assert [step.with_mask for step in loads] == [name == MASK_RCNN]
+
+
+@pytest.mark.parametrize('name, base', [(RETINANET, 2), (
+    'mmdet::atss/atss_r50_fpn_1x_coco.py', 2)])
+def test_the_smallest_anchor_is_16_pixels(name, base, data_root):
+    # At the finest stride, 8.
+    head = demo(name, data_root).model.bbox_head
+    assert head.anchor_generator.octave_base_scale == base
+
+
+def test_the_smallest_proposal_anchor_is_16_pixels(data_root):
+    # At the finest stride, 4.
+    head = demo(MASK_RCNN, data_root).model.rpn_head
+    assert head.anchor_generator.scales == [4]
+
+
+def test_the_optimizer_wrapper_keeps_what_is_not_schedule(
+        data_root, monkeypatch):
+    changes = dict(
+        optim_wrapper=dict(
+            type='AmpOptimWrapper',
+            loss_scale='dynamic',
+            accumulative_counts=4,
+            constructor='ActivationOptimWrapperConstructor',
+            paramwise_cfg=dict(norm_decay_mult=0.)))
+    cfg = demo(RETINANET, data_root, **changes)
+    wrapper = cfg.optim_wrapper
+    assert wrapper.constructor == 'ActivationOptimWrapperConstructor'
+    assert wrapper.paramwise_cfg == dict(norm_decay_mult=0.)
+    assert wrapper.optimizer.type == 'AdamW'
+    assert 'accumulative_counts' not in wrapper
+
+    for available, kept in ((True, 'AmpOptimWrapper'),
+                            (False, 'OptimWrapper')):
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: available)
+        wrapper = demo(RETINANET, data_root, **changes).optim_wrapper
+        assert wrapper.type == kept
+        assert ('loss_scale' in wrapper) is available
+
+
+def test_hooks_fit_the_short_schedule(data_root):
+    mine = dict(type='CheckInvalidLossHook', interval=3)
+    cfg = get_config(YOLOX)
+    assert cfg.custom_hooks[0].type == 'YOLOXModeSwitchHook'
+    cfg.custom_hooks += [
+        dict(type='PWLURealignHook', phase1_epochs=5),
+        dict(type='PipelineSwitchHook', switch_epoch=2, switch_pipeline=[]),
+        mine,
+    ]
+    demo_config(cfg, data_root)
+    assert [hook.type for hook in cfg.custom_hooks] == [
+        'SyncNormHook', 'EMAHook', 'PWLURealignHook', 'CheckInvalidLossHook'
+    ]
+    assert cfg.custom_hooks[2].phase1_epochs == 1
+    assert cfg.custom_hooks[3] == mine
+
+
+def test_phase_one_in_iterations_ends_within_the_schedule(data_root):
+    cfg = get_config(PSPNET)
+    cfg.custom_hooks = [dict(type='PWLURealignHook', phase1_iters=4000)]
+    demo_config(cfg, data_root)
+    assert 0 < cfg.custom_hooks[0].phase1_iters < cfg.train_cfg.max_iters / 2
+
+
+@pytest.mark.parametrize('launcher, cuda, norm', [
+    ('none', True, 'BN'),
+    ('pytorch', True, 'SyncBN'),
+    ('pytorch', False, 'BN'),
+])
+def test_sync_bn_needs_ranks_and_gpus(launcher, cuda, norm, data_root,
+                                      monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
+    cfg = demo(PSPNET, data_root, launcher=launcher)
+    for part in ('backbone', 'decode_head', 'auxiliary_head'):
+        assert cfg.model[part].norm_cfg.type == norm
+
+
+def test_crops_fit_everywhere(data_root):
+    cfg = demo(
+        PSPNET,
+        data_root,
+        **{
+            'model.test_cfg.mode': 'slide',
+            'model.test_cfg.crop_size': (512, 512),
+            'model.test_cfg.stride': (341, 341)
+        })
+    assert tuple(cfg.model.data_preprocessor.size) == (96, 96)
+    assert tuple(cfg.model.test_cfg.crop_size) == (96, 96)
+    assert max(cfg.model.test_cfg.stride) <= 96
+    assert cfg.model.pretrained is None
+    assert cfg.model.decode_head.num_classes == 19
+
+
+@pytest.mark.parametrize('name, came', [
+    ('mmpretrain::resnet/resnet18_8xb32_in1k.py', 'ImageNet'),
+    ('mmseg::pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py',
+     'ADE20KDataset'),
+    ('mmdet::pascal_voc/retinanet_r50_fpn_1x_voc0712.py', 'VOCDataset'),
+])
+def test_other_data_is_refused(name, came, data_root):
+    cfg = get_config(name)
+    with pytest.raises(ValueError) as error:
+        demo_config(cfg, data_root)
+    message = str(error.value)
+    assert 'Expected a config on data of type CocoDataset' in message
+    assert f'train_dataloader.dataset is of type {came}.' in message
+    assert 'Start from a config on COCO or Cityscapes' in message
+
+
+def test_a_config_without_data_is_refused(data_root):
+    with pytest.raises(ValueError, match='of type None'):
+        demo_config(Config(dict(model=dict())), data_root)
+
+
+# The whole way, two iterations each: a loss that is a number, and a score.
+@pytest.mark.parametrize('name, score', [
+    (RETINANET, 'coco/bbox_mAP_50'),
+    (YOLOX, 'coco/bbox_mAP_50'),
+    (PSPNET, 'mIoU'),
+])
+def test_it_trains_and_evaluates(name, score, data_root, tmp_path):
+    cfg = demo(name, data_root)
+    cfg.work_dir = str(tmp_path)
+    cfg.experiment_name = tmp_path.name
+    cfg.train_dataloader.update(batch_size=2)
+    cfg.train_dataloader.dataset.indices = 4
+    cfg.val_dataloader.dataset.indices = 2
+    # Nothing to keep of so short a run.
+    cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
+    key = 'max_iters' if 'max_iters' in cfg.train_cfg else 'max_epochs'
+    cfg.train_cfg[key] = dict(max_iters=2, max_epochs=1)[key]
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter == 2
+    scalars = runner.message_hub.log_scalars
+    assert torch.isfinite(torch.as_tensor(scalars['train/loss'].data[0])).all()
+    assert 0 <= scalars[f'val/{score}'].current() <= 100

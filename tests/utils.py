@@ -1,0 +1,74 @@
+"""What the tests of operators and activations share."""
+import torch
+from torch import Tensor
+
+DEVICES = ['cpu'] + (['cuda'] if torch.cuda.is_available() else [])
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+# (N, C) and one, two, three spatial axes.
+SHAPES = [(2, 3), (2, 3, 5), (2, 3, 3, 4), (2, 3, 2, 3, 2)]
+LAYOUTS = ['contiguous', 'channels_last', 'transposed', 'strided']
+
+# Every activation, with the options that change what it computes.
+ACTIVATIONS = {
+    'ACONA': dict(type='ACONA'),
+    'ACONB': dict(type='ACONB'),
+    'ACONC': dict(type='ACONC'),
+    'ACONC-layer': dict(type='ACONC', granularity='layer'),
+    'MetaACON': dict(type='MetaACON', reduction=2),
+    'MetaACON-BN': dict(
+        type='MetaACON', reduction=2, norm_cfg=dict(type='BN')),
+    'MetaACON-depthwise': dict(type='MetaACON', depthwise=True),
+    'MetaACON-depthwise-BN': dict(
+        type='MetaACON', depthwise=True, norm_cfg=dict(type='BN')),
+    'MetaACON-layer': dict(type='MetaACON', granularity='layer'),
+    'MetaACON-pixel': dict(type='MetaACON', granularity='pixel'),
+    'PWLU': dict(type='PWLU'),
+    'PWLU-layer': dict(type='PWLU', granularity='layer'),
+    'FReLU': dict(type='FReLU'),
+    'ACONFReLU': dict(type='ACONFReLU'),
+}
+# Those that look at neighbours, and so take (N, C, H, W) only.
+FUNNELS = ('FReLU', 'ACONFReLU')
+
+
+def tolerance(dtype: torch.dtype, backward: bool = False) -> dict:
+    """How far a result of that dtype may be from the exact one.
+
+    A few roundings forward; a backward pass also sums.
+    """
+    error = torch.finfo(dtype).eps * (64 if backward else 8)
+    return dict(rtol=error, atol=error)
+
+
+def assert_near(result: Tensor, expected: Tensor,
+                backward: bool = False) -> None:
+    """Compares within the tolerance of the result's dtype."""
+    torch.testing.assert_close(
+        result.detach().cpu().double(),
+        expected.detach().cpu().double(),
+        equal_nan=True,
+        **tolerance(result.dtype, backward))
+
+
+def with_layout(x: Tensor, layout: str) -> Tensor:
+    """x, its values in another order in memory."""
+    if layout == 'channels_last':
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == 'transposed':
+        return x.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == 'strided':
+        wide = x.new_empty(*x.shape[:-1], 2 * x.shape[-1])
+        wide[..., ::2] = x
+        return wide[..., ::2]
+    return x.contiguous()
+
+
+def run(function, *inputs: Tensor, grad: Tensor = None):
+    """The output and the gradient of each input, where grad comes in.
+
+    Inputs keep their layout. Without grad it is all ones.
+    """
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    y = function(*leaves)
+    y.backward(torch.ones_like(y) if grad is None else grad.to(y))
+    return y.detach(), [leaf.grad for leaf in leaves]
