@@ -1,8 +1,11 @@
 """Evaluates a checkpoint of any config that tools/train.py trains.
 
     python tools/test.py CONFIG CHECKPOINT [--demo] [--show-dir FOLDER]
+
+The last line it prints is the metrics as JSON.
 """
 import argparse
+import json
 import os
 import sys
 
@@ -21,7 +24,8 @@ def parse_args() -> argparse.Namespace:
         description='Test a detector, segmentor or classifier')
     parser.add_argument(
         'config', help='config file, or mmdet::, mmseg::, mmpretrain:: path')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        'checkpoint', help="checkpoint file, or 'none': untrained weights")
     parser.add_argument('--work-dir', help='folder for the metrics')
     parser.add_argument(
         '--act', metavar='TYPE', help='as it was given to train.py')
@@ -68,6 +72,13 @@ def draw_predictions(cfg: Config, show: bool, show_dir: str) -> None:
         hook.enable, hook.out_dir = True, show_dir
 
 
+def find_checkpoint(path: str) -> str:
+    if '://' not in path and not os.path.isfile(path):
+        raise FileNotFoundError(f'There is no checkpoint {path!r} '
+                                f'({os.path.abspath(path)}).')
+    return path
+
+
 def main() -> None:
     args = parse_args()
     try:
@@ -79,12 +90,8 @@ def main() -> None:
         cfg.launcher = args.launcher
         if args.cfg_options:
             cfg.merge_from_dict(args.cfg_options)
-        # The weights all come from the checkpoint.
-        cfg.load_from = args.checkpoint
-        if not os.path.isfile(args.checkpoint) and '://' not in args.checkpoint:
-            raise FileNotFoundError(
-                f'There is no checkpoint {args.checkpoint!r} '
-                f'({os.path.abspath(args.checkpoint)}).')
+        if args.checkpoint != 'none':
+            cfg.load_from = find_checkpoint(args.checkpoint)
         check_files(cfg, ('test_dataloader', ))
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f'test.py: {error}')
@@ -99,7 +106,7 @@ def main() -> None:
     use_ranks_without_gpu(cfg)
     runner = (
         RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg))
-    runner.test()
+    print(json.dumps(runner.test()))
 
 
 if __name__ == '__main__':

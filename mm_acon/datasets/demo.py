@@ -342,10 +342,10 @@ def _set_schedule(cfg: Config, num_epochs: int, epoch_length: int) -> None:
     hooks.setdefault('logger', dict(type='LoggerHook')).update(interval=8)
     hooks.setdefault('checkpoint', dict(type='CheckpointHook')).update(
         by_epoch=_by_epoch(cfg), interval=interval, max_keep_ckpts=1)
-    cfg.custom_hooks = _fit_hooks(cfg.get('custom_hooks') or [], epoch_length)
+    cfg.custom_hooks = _fit_hooks(cfg.get('custom_hooks') or [], warm_up)
 
 
-def _fit_hooks(hooks: List[dict], epoch_length: int) -> List[dict]:
+def _fit_hooks(hooks: List[dict], phase1_iters: int) -> List[dict]:
     """Fit the hooks that count epochs or iterations to the short schedule."""
     # They change a pipeline that is no longer there.
     hooks = [
@@ -357,7 +357,7 @@ def _fit_hooks(hooks: List[dict], epoch_length: int) -> List[dict]:
         if hook.get('phase1_epochs'):
             hook['phase1_epochs'] = 1
         if hook.get('phase1_iters'):
-            hook['phase1_iters'] = epoch_length
+            hook['phase1_iters'] = phase1_iters
         if _type_name(hook) == 'EMAHook':
             hook.pop('begin_epoch', None)
             hook.pop('begin_iter', None)

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mm_acon import ACONA, ACONC, PWLU, MetaACON
 from mm_acon.activations.base import apply_norm
-from tests.utils import ACTIVATIONS
+from tests.utils import ACTIVATIONS, assert_near
 
 EVERY = pytest.mark.parametrize('name', ACTIVATIONS)
 WIDTH_MATTERS = [
@@ -66,7 +66,7 @@ def test_layer_wise_needs_no_width(name):
     activation.load_state_dict(trained(name).state_dict())
     for width in (1, 4, 7):
         x = images(2, width, 5, 5)
-        assert torch.equal(activation(x)[:, :1], activation(x[:, :1]))
+        assert_near(activation(x)[:, :1], activation(x[:, :1]))
 
 
 @EVERY
@@ -129,7 +129,8 @@ def test_assigned_state_dict(name):
 def test_a_checkpoint_without_it_leaves_it_lazy(name):
     activation = lazy(name)
     missing, unexpected = activation.load_state_dict({}, strict=False)
-    assert missing == list(activation.state_dict()) and not unexpected
+    names = {name for name, _ in activation.named_parameters()}
+    assert set(missing) >= names and not unexpected
     assert activation.is_lazy
 
 
@@ -232,7 +233,7 @@ def test_start_does_not_depend_on_being_lazy(name):
 
 def test_apply_norm():
     """One value per channel uses the running statistics, two do not."""
-    norm = nn.BatchNorm2d(2)
+    norm = nn.BatchNorm2d(2, eps=0)
     norm.running_mean += torch.tensor([1., 2.])
     x = torch.tensor([3., 6.])[None, :, None, None]
     y = apply_norm(norm, x)

@@ -159,7 +159,9 @@ def test_gradcheck(name):
         return torch.func.functional_call(activation, values, (x, ))
 
     names, parameters = zip(*activation.named_parameters())
-    assert gradcheck(function, (x, *parameters))
+    # One random direction instead of every number: the formulas have the
+    # full check in test_ops.
+    assert gradcheck(function, (x, *parameters), fast_mode=True)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -345,5 +347,6 @@ def test_compiles(name):
     """One graph without a break."""
     activation = build(name).eval()
     x = images(2, 4, 5, 6)
+    torch.compiler.reset()
     compiled = torch.compile(activation, backend='eager', fullgraph=True)
     torch.testing.assert_close(compiled(x), activation(x))

@@ -30,7 +30,8 @@ if __name__ == '__main__':
     runner = make_runner(
         args.work_dir,
         hooks,
-        **{key: cfg[key] for key in cfg})
+        launcher=args.launcher,
+        cfg=cfg)
     runner.train()
     model = runner.model
     model = model.module if is_model_wrapper(model) else model

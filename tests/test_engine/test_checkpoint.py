@@ -1,5 +1,6 @@
 import io
 import pickle
+import struct
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def test_getattr_is_for_statistics_only(tmp_path, owner, name):
     """Written by hand: pickle would name Tensor.numpy in another way."""
     program = (b'cbuiltins\ngetattr\n(c' +
                f'{owner.__module__}\n{owner.__qualname__}\n'.encode() +
-               f"V{name}\ntR.".encode())
+               b'X' + struct.pack('<I', len(name)) + name.encode() + b'tR.')
     torch.serialization.add_safe_globals([torch.Tensor])
     with pytest.raises(pickle.UnpicklingError,
                        match='methods of HistoryBuffer only'):

@@ -1,0 +1,80 @@
+"""Draws a detector's boxes on images of its test set.
+
+    python tools/analysis/plot_detections.py CONFIG CHECKPOINT --out FILE
+"""
+import matplotlib.pyplot as plt
+import torch
+from common import COLOURS, STYLE, parser, save, trained_runner
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+
+def draw_box(axes, box, colour: str, style: str) -> None:
+    x1, y1, x2, y2 = (float(value) for value in box)
+    axes.add_patch(
+        Rectangle((x1, y1),
+                  x2 - x1,
+                  y2 - y1,
+                  fill=False,
+                  edgecolor=colour,
+                  linestyle=style,
+                  linewidth=1.5))
+
+
+def main() -> None:
+    arguments = parser('Draw detections on test images')
+    arguments.add_argument(
+        '--num-images', type=int, default=12, help='how many images')
+    arguments.add_argument(
+        '--score', type=float, default=0.3, help='lowest score drawn, 0 to 1')
+    args = arguments.parse_args()
+    runner = trained_runner(args)
+    dataset = runner.test_dataloader.dataset
+    classes = dataset.metainfo['classes']
+    count = min(args.num_images, len(dataset))
+    columns = min(4, count)
+    rows = -(-count // columns)
+    with plt.rc_context(STYLE), torch.no_grad():
+        figure, grid = plt.subplots(
+            rows, columns, figsize=(3 * columns, 3 * rows), squeeze=False)
+        for axes in grid.flat:
+            axes.axis('off')
+        for index, axes in zip(range(count), grid.flat):
+            data = runner.test_dataloader.collate_fn([dataset[index]])
+            sample = runner.model.test_step(data)[0]
+            axes.imshow(plt.imread(sample.img_path), interpolation='nearest')
+            # Ground truth lies in the resized image, predictions do not.
+            scale = torch.tensor(sample.scale_factor).repeat(2)
+            for box in sample.gt_instances.bboxes.cpu():
+                draw_box(axes, getattr(box, 'tensor', box).flatten() / scale,
+                         'white', ':')
+            found = sample.pred_instances.cpu()
+            found = found[found.scores >= args.score]
+            for box, label, score in zip(found.bboxes, found.labels,
+                                         found.scores):
+                colour = COLOURS[int(label) % len(COLOURS)]
+                draw_box(axes, box, colour, '-')
+                axes.text(
+                    float(box[0]),
+                    float(box[1]) - 1,
+                    f'{classes[int(label)]} {score:.2f}',
+                    color='white',
+                    fontsize=7,
+                    va='bottom',
+                    bbox=dict(facecolor=colour, pad=1, linewidth=0))
+        figure.legend(
+            handles=[
+                Line2D([], [], color=COLOURS[0], label='detection'),
+                Line2D([], [], color='grey', ls=':', label='ground truth')
+            ],
+            loc='lower center',
+            bbox_to_anchor=(0.5, -0.03),
+            ncol=2,
+            frameon=False)
+        figure.suptitle(f'Detections with a score of at least {args.score}')
+        figure.tight_layout()
+        save(figure, args.out)
+
+
+if __name__ == '__main__':
+    main()
