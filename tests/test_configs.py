@@ -1,4 +1,4 @@
-"""Every config in configs/: what it builds, what it changes, that it trains."""
+"""The configs: what they build and change, and that they train."""
 import copy
 import functools
 import math
@@ -9,11 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-pytest.importorskip('mmdet')
-pytest.importorskip('mmseg')
-pytest.importorskip('mmpretrain')
-
 from mmengine.config import Config, DictAction
 from mmengine.optim import PolyLR, build_optim_wrapper
 from mmengine.registry import MODELS
@@ -22,6 +17,9 @@ from mmengine.runner import Runner
 from mm_acon import LearnableActivation
 from mm_acon.datasets.demo import demo_config
 from mm_acon.swap.probe import probe
+
+for library in ('mmdet', 'mmseg', 'mmpretrain'):
+    pytest.importorskip(library)
 
 ROOT = Path(__file__).parents[1] / 'configs'
 CONFIGS = {path.stem: path for path in ROOT.glob('*.py')}
@@ -81,7 +79,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, 'connect', refuse)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _read(name) -> Config:
     if '::' in name:
         # mmengine.hub.get_config would look up the checkpoint as well.
@@ -249,8 +247,7 @@ def test_pwlu_paper_on_coco(name):
     assert not steps.by_epoch and steps.gamma == 0.1
     assert [270_000 - at for at in steps.milestones] == [60_000, 20_000]
 
-    # From scratch: all is trained, and every convolution that the plain model
-    # normalises or might normalise is.
+    # From scratch: all is trained, and backbone, neck and heads normalised.
     backbone = cfg.model.backbone
     assert backbone.frozen_stages == -1 and backbone.norm_eval is False
     assert backbone.init_cfg is None

@@ -1,3 +1,5 @@
+from typing import Optional
+
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -17,8 +19,12 @@ class _ACON(LearnableActivation):
     start = dict(p1=1., p2=0., beta=1.)
     learnt = ('p1', 'p2', 'beta')
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    # Spelt out: a swap looks in the signature for where the width goes.
+    def __init__(self,
+                 num_channels: Optional[int] = None,
+                 granularity: str = 'channel',
+                 inplace: bool = False) -> None:
+        super().__init__(num_channels, granularity, inplace)
         self.build()
 
     def add_parameters(self, num_channels: int) -> None:

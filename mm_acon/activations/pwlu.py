@@ -137,6 +137,8 @@ class PWLU(LearnableActivation):
 
     @torch.no_grad()
     def _update_statistics(self, x: Tensor) -> None:
+        if not x.numel():
+            return
         x = x.float()
         if self.granularity == 'layer':
             std, mean = torch.std_mean(x, correction=0)
@@ -144,7 +146,7 @@ class PWLU(LearnableActivation):
         else:
             axes = [axis for axis in range(x.dim()) if axis != 1]
             std, mean = torch.std_mean(x, axes, correction=0)
-        # A batch that is empty or overflowed does not count.
+        # A batch that overflowed does not count.
         valid = mean.isfinite() & std.isfinite()
         weight = torch.where(self.num_batches == 0, 1.0, 0.1)
         for running, batch in ((self.running_mean, mean), (self.running_std,

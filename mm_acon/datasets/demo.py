@@ -26,7 +26,8 @@ def demo_config(cfg: Config, data_root: str = 'data/shapes') -> None:
     arguments that count the epochs or iterations of a longer schedule.
 
     The shapes are drawn at the first call and found again at later ones.
-    ``launcher`` must be set before. Further changes to ``cfg``, for example
+    ``cfg.launcher`` must be set before, since SyncBN becomes BN outside
+    distributed training on GPUs. Other changes, for example
     ``train_cfg.max_epochs=1``, belong after the call.
 
     Args:
@@ -39,20 +40,25 @@ def demo_config(cfg: Config, data_root: str = 'data/shapes') -> None:
     Raises:
         ValueError: The config's training data is of another type.
     """
-    prepare = dict(
-        CocoDataset=_detection,
-        CityscapesDataset=_segmentation).get(_dataset_type(cfg))
-    if prepare is None:
+    dataset_type = _dataset_type(cfg)
+    detection = dataset_type == 'CocoDataset' or (
+        # mmdet's class of this name reads boxes and masks, like COCO's.
+        dataset_type == 'CityscapesDataset'
+        and cfg.get('default_scope') == 'mmdet')
+    if not detection and dataset_type != 'CityscapesDataset':
         raise ValueError(
             'Expected a config on data of type CocoDataset (detection, '
             'instance segmentation) or CityscapesDataset (semantic '
             'segmentation), which the demo can draw, but '
-            f'train_dataloader.dataset is of type {_dataset_type(cfg)}. '
+            f'train_dataloader.dataset is of type {dataset_type}. '
             'Start from a config on COCO or Cityscapes, for example '
             'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py, or train on your '
             'own data without the demo.')
     _train_from_scratch(cfg)
-    prepare(cfg, data_root)
+    if detection:
+        _detection(cfg, data_root)
+    else:
+        _segmentation(cfg, data_root)
     # Test-time augmentation would enlarge the images again.
     cfg.pop('tta_model', None)
     cfg.pop('tta_pipeline', None)
@@ -99,6 +105,9 @@ def _train_from_scratch(cfg: Config) -> None:
         for backbone in _backbones(cfg.model):
             cls = backbone.get('backbone', backbone.type)
             cls = models.get(cls) if isinstance(cls, str) else cls
+            if cls is None:
+                # Building the model will say that the type is unknown.
+                continue
             # Set even if the config does not name them: norm_eval is True by
             # default in mmdet's ResNet.
             names = {
@@ -116,9 +125,9 @@ def _backbones(model: ConfigDict) -> Iterator[dict]:
     """The dicts with the backbones' arguments, inside SwapActivations too."""
     for owner in _dicts(model):
         backbone = owner.get('backbone')
-        if isinstance(backbone, dict) and not isinstance(
-                backbone.get('backbone'), dict):
-            yield backbone
+        if isinstance(backbone, dict):
+            if not isinstance(backbone.get('backbone'), dict):
+                yield backbone
 
 
 def _detection(cfg: Config, data_root: str) -> None:
@@ -161,9 +170,11 @@ def _detection(cfg: Config, data_root: str) -> None:
             metainfo=dict(classes=SHAPES),
             **kwargs)
 
-    evaluator = cfg.get('val_evaluator') or {}
-    metric = evaluator.get('metric', 'bbox') if isinstance(
-        evaluator, dict) else 'bbox'
+    # What the model predicts: boxes, masks, proposals.
+    metrics = [
+        node['metric'] for node in _dicts(cfg.get('val_evaluator'))
+        if 'metric' in node
+    ]
     _set_data(
         cfg,
         dataset('train', pipeline=train_pipeline),
@@ -171,7 +182,7 @@ def _detection(cfg: Config, data_root: str) -> None:
         dict(
             type='CocoMetric',
             ann_file=f'{root}/annotations/instances_val.json',
-            metric=metric),
+            metric=metrics[0] if metrics else 'bbox'),
         batch_size=16)
     _set_schedule(cfg, num_epochs=8, epoch_length=32)
 
@@ -182,7 +193,9 @@ def _segmentation(cfg: Config, data_root: str) -> None:
         if name in ('decode_head', 'auxiliary_head'):
             _set_num_classes(part, 19)
             for head in part if isinstance(part, list) else [part]:
-                if head.get('channels', 0) > WIDTH:
+                # A head without convolutions is as wide as its input.
+                width = head.get('channels', 0)
+                if width > WIDTH and width != head.get('in_channels'):
                     head['channels'] = WIDTH
     for preprocessor in (cfg.get('data_preprocessor'),
                          cfg.model.get('data_preprocessor')):
@@ -233,11 +246,9 @@ def _set_num_classes(part, num_classes: int) -> None:
 
 def _narrow_detector(model: ConfigDict) -> None:
     """Narrow the feature pyramid and all that has the width it had."""
-    necks = model.get('neck', [])
     widths = [
-        neck.out_channels for neck in
-        (necks if isinstance(necks, list) else [necks])
-        if _type_name(neck).endswith('FPN') and neck.out_channels > WIDTH
+        node['out_channels'] for node in _dicts(model.get('neck'))
+        if _type_name(node).endswith('FPN') and node['out_channels'] > WIDTH
     ]
     for name, part in model.items():
         if name == 'backbone':
@@ -327,8 +338,7 @@ def _set_schedule(cfg: Config, num_epochs: int, epoch_length: int) -> None:
             wrapper.pop(key, None)
     warm_up = num_iters // 8
     cfg.param_scheduler = [
-        dict(
-            type='LinearLR', start_factor=0.01, by_epoch=False, end=warm_up),
+        dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=warm_up),
         dict(
             type='CosineAnnealingLR',
             by_epoch=False,

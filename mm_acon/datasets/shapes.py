@@ -22,6 +22,9 @@ VERSION = 1
 # Every split draws from a stream of its own.
 SPLIT_SEEDS = dict(train=1, val=2)
 
+# An image and its shapes, each an index in SHAPES and a mask.
+_Drawing = Tuple[np.ndarray, List[Tuple[int, np.ndarray]]]
+
 
 def write_coco_shapes(data_root: Union[str, Path] = 'data/shapes') -> Path:
     """Write the shapes as a COCO detection and instance segmentation data set.
@@ -113,8 +116,8 @@ def _write_once(folder: Path, write: Callable[[Path], None]) -> Path:
 def _write_coco_split(folder: Path, split: str, num_images: int,
                       size: int) -> None:
     images, annotations = [], []
-    for image_id, (image, shapes) in enumerate(
-            _draw(split, num_images, (size, size)), start=1):
+    drawings = _draw(split, num_images, size=(size, size))
+    for image_id, (image, shapes) in enumerate(drawings, start=1):
         name = f'{image_id:06d}.png'
         _write_png(folder / split / name, image)
         images.append(
@@ -148,12 +151,11 @@ def _write_coco_split(folder: Path, split: str, num_images: int,
                 categories=categories)))
 
 
-def _write_cityscapes_split(folder: Path, split: str,
-                            num_images: int) -> None:
+def _write_cityscapes_split(folder: Path, split: str, num_images: int) -> None:
     # Cityscapes' ids of the ground and, in SHAPES' order, of the shapes.
     road, classes = (0, 7), ((7, 20), (2, 11), (8, 21))
-    for number, (image, shapes) in enumerate(
-            _draw(split, num_images, (96, 192))):
+    drawings = _draw(split, num_images, size=(96, 192))
+    for number, (image, shapes) in enumerate(drawings):
         stem = f'{split}/shapes/shapes_{number:06d}_000000'
         _write_png(folder / f'leftImg8bit/{stem}_leftImg8bit.png', image)
         for suffix, column, unlabelled in (('labelTrainIds', 0, 255),
@@ -165,9 +167,9 @@ def _write_cityscapes_split(folder: Path, split: str,
             _write_png(folder / f'gtFine/{stem}_gtFine_{suffix}.png', labels)
 
 
-def _draw(split: str, num_images: int, size: Tuple[int, int]
-          ) -> Iterator[Tuple[np.ndarray, List[Tuple[int, np.ndarray]]]]:
-    """Yield images with their shapes as (index in ``SHAPES``, mask) pairs."""
+def _draw(split: str, num_images: int, size: Tuple[int,
+                                                   int]) -> Iterator[_Drawing]:
+    """Draw images of ``size`` (height, width) with one to three shapes."""
     rng = np.random.Generator(np.random.PCG64(SPLIT_SEEDS[split]))
     height, width = size
     for _ in range(num_images):

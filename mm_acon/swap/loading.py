@@ -23,8 +23,8 @@ def watch_loading(module: nn.Module) -> None:
             getattr(hook, 'hook', None)
             for hook in module._load_state_dict_pre_hooks.values()):
         module.register_load_state_dict_pre_hook(_report_loading)
-    if getattr(module, 'norm_eval', False) and not _is_pretrained(module):
-        _warn_of_fresh_norms(_norm_keys(module))
+    if not _is_pretrained(module):
+        _warn_of_fresh_norms(_kept_norms(module))
 
 
 def _is_pretrained(module: nn.Module) -> bool:
@@ -34,13 +34,18 @@ def _is_pretrained(module: nn.Module) -> bool:
     return any(cfg.get('type') == 'Pretrained' for cfg in init_cfgs)
 
 
-def _norm_keys(module: nn.Module) -> List[str]:
-    """Running statistics of norms inside activations."""
+def _kept_norms(module: nn.Module) -> List[str]:
+    """Running means of norms inside activations under norm_eval=True."""
+    in_eval = {
+        activation
+        for owner in module.modules() if getattr(owner, 'norm_eval', False)
+        for activation in _activations(owner).values()
+    }
     return [
         f'{name}.{child}.running_mean'
         for name, activation in _activations(module).items()
         for child, norm in activation.named_children()
-        if isinstance(norm, _BatchNorm)
+        if activation in in_eval and isinstance(norm, _BatchNorm)
     ]
 
 
@@ -78,8 +83,5 @@ def _report_loading(module: nn.Module, state_dict: dict, prefix: str,
             'trained with: train the backbone with these activations first, '
             'or expect to lose what it learnt')
     print_log(message, logger='current', level=level)
-    if getattr(module, 'norm_eval', False):
-        _warn_of_fresh_norms([
-            key for key in _norm_keys(module)
-            if prefix + key not in state_dict
-        ])
+    _warn_of_fresh_norms(
+        [key for key in _kept_norms(module) if prefix + key not in state_dict])

@@ -27,6 +27,7 @@ class ActivationPerCall(ModuleList):
             (name for name, module in caller.named_modules()
              if module is first_child), None)
         caller.register_forward_pre_hook(self.restart_with_caller)
+        caller.register_forward_hook(self.check_number)
 
     def restart_with_caller(self, caller: nn.Module, args: tuple) -> None:
         self.next_call = 0
@@ -40,13 +41,21 @@ class ActivationPerCall(ModuleList):
     def restart(self, *unused) -> None:
         self.next_call = 0
 
+    def check_number(self, caller: nn.Module, args: tuple, result) -> None:
+        """Fewer calls than were seen may not be the first ones of them."""
+        if 0 < self.next_call < len(self):
+            raise self.wrong_number(self.next_call)
+
+    def wrong_number(self, calls: int) -> RuntimeError:
+        return RuntimeError(
+            f'an activation was called {calls} times in one forward, '
+            f'{len(self)} calls were seen when it was swapped. Swap it with '
+            'a sample_input that makes the forward go the same way, or leave '
+            'it out with exclude=.')
+
     def forward(self, x: Tensor) -> Tensor:
         if self.next_call == len(self):
-            raise RuntimeError(
-                f'an activation was called {len(self) + 1} times in one '
-                f'forward, {len(self)} calls were seen when it was swapped. '
-                'Swap it with a sample_input that takes the longer way, or '
-                'leave it out with exclude=.')
+            raise self.wrong_number(len(self) + 1)
         activation = self[self.next_call]
         self.next_call += 1
         return activation(x)

@@ -78,6 +78,8 @@ class Probed:
     sites: List[Site]
     # 'F.relu in layer1.0', in the order of the calls, each once.
     functional: List[str]
+    # Activation modules that were not called, by name.
+    uncalled: Dict[str, nn.Module]
 
 
 @dataclass
@@ -133,6 +135,11 @@ class _Tracer(TorchFunctionMode):
         self.frames: List[_Frame] = []
         self.sites: Dict[Tuple[nn.Module, nn.Module, int], Site] = {}
         self.functional: Dict[str, None] = {}
+        self.uncalled = {
+            name: module
+            for module, name in self.names.items()
+            if self.is_activation(module)
+        }
 
     def is_activation(self, module: nn.Module) -> bool:
         return (isinstance(module, LearnableActivation)
@@ -174,6 +181,7 @@ class _Tracer(TorchFunctionMode):
     def before(self, module: nn.Module, args: tuple) -> None:
         if module not in self.names:
             return
+        self.uncalled.pop(self.names[module], None)
         if self.frames:
             frame = self.frames[-1]
             if frame.first_child is None:
@@ -184,7 +192,7 @@ class _Tracer(TorchFunctionMode):
         self.frames.append(_Frame(module))
 
     def add_site(self, frame: _Frame, module: nn.Module, args: tuple) -> None:
-        x = next(_tensors(args))
+        shape = next((x.shape for x in _tensors(args)), ())
         call = frame.children[module]
         source = self.source_of(args)
         feed = source and source.feed
@@ -193,9 +201,9 @@ class _Tracer(TorchFunctionMode):
             module=module,
             caller=frame.module,
             call=call,
-            width=x.shape[1] if x.dim() > 1 else 0,
-            map_size=tuple(x.shape[2:]),
-            channels_last_axis=isinstance(feed, nn.Linear) and x.dim() > 2,
+            width=shape[1] if len(shape) > 1 else 0,
+            map_size=tuple(shape[2:]),
+            channels_last_axis=isinstance(feed, nn.Linear) and len(shape) > 2,
             feed=feed)
         known = self.sites.setdefault((frame.module, module, call), site)
         if known.width != site.width:
@@ -226,13 +234,18 @@ class _Tracer(TorchFunctionMode):
 
 @contextmanager
 def _eval_mode(root: nn.Module) -> Iterator[None]:
-    """Sets the flags themselves: ``train()`` of a backbone does more."""
+    """As ``eval()``, and afterwards every module's own flag again.
+
+    A backbone's ``train()`` may do more than set flags, and it is wanted:
+    LeViT makes there what its eval forward needs, MobileNetV2 freezes its
+    stages there and nowhere else.
+    """
     training = {module: module.training for module in root.modules()}
-    for module in training:
-        module.training = False
     try:
+        root.eval()
         yield
     finally:
+        root.train(training[root])
         for module, flag in training.items():
             module.training = flag
 
@@ -254,10 +267,11 @@ def _samples(root: nn.Module,
             raise ValueError(
                 f'{type(root).__name__} has no convolution to tell the shape '
                 f'of its input; {_REMEDY}')
-        # 128 pixels: only pooled maps are then 1x1. The first convolution
-        # need not see the image itself (YOLOX slices it first).
-        pixels = [128] * len(first.kernel_size)
-        shapes = [(1, channels, *pixels)
+        # 256 pixels: only pooled maps are then 1x1, since the strides of
+        # HourglassNet go to 128. Some take 224 only. The first convolution
+        # need not see the image itself (YOLOX slices it).
+        axes = len(first.kernel_size)
+        shapes = [(1, channels, *[pixels] * axes) for pixels in (256, 224)
                   for channels in dict.fromkeys((first.in_channels, 3))]
     like = next((p for p in root.parameters() if p.is_floating_point()),
                 torch.empty(0))
@@ -278,7 +292,7 @@ def probe(root: nn.Module,
         root: The module to look into.
         types: Class names to count as activations beside the usual ones.
         sample_input: Shape of the input, or the input tensors. None makes
-            one of 128 pixels for the first convolution.
+            one of 256 pixels for the first convolution, or else of 224.
 
     Raises:
         RuntimeError: the forward pass failed.
@@ -295,7 +309,7 @@ def probe(root: nn.Module,
             continue
         sites = list(tracer.sites.values())
         _make_names_unique(sites)
-        return Probed(sites, list(tracer.functional))
+        return Probed(sites, list(tracer.functional), tracer.uncalled)
     raise RuntimeError(
         f'{type(root).__name__} could not be run to find its activations. It '
         'was tried with input of shape ' + ', and '.join(failures) +

@@ -29,10 +29,13 @@ class SwapReport:
     """The sites of a module in the order of the forward pass.
 
     ``functional`` lists activation functions called without a module, which
-    a swap cannot reach. Printing gives a table.
+    a swap cannot reach, and ``uncalled`` the modules of a type to replace
+    that the forward pass did not come by: those of an auxiliary head that
+    only training uses, for example. Printing gives a table.
     """
     rows: List[SwapRow]
     functional: List[str]
+    uncalled: List[str]
 
     @property
     def replaced(self) -> List[SwapRow]:
@@ -58,4 +61,7 @@ class SwapReport:
         if self.functional:
             lines.append('out of reach, because called as functions: ' +
                          ', '.join(self.functional))
+        if self.uncalled:
+            lines.append('not called, so left as they are: ' +
+                         ', '.join(self.uncalled))
         return '\n'.join(lines)

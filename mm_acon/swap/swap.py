@@ -1,4 +1,5 @@
 import copy
+import functools
 import inspect
 import re
 from collections import defaultdict
@@ -49,7 +50,8 @@ def swap_activations(module: nn.Module,
             'keep' the old activation, or 'swap' it for one that is frozen
             too, which makes sense if the checkpoint brings it.
         sample_input: Shape of an input, or the input tensors, for the
-            forward pass that finds the sites. None makes one of 128 pixels.
+            forward pass that finds the sites. None makes one of 256 pixels,
+            or of 224 if the module does not take that.
 
     Returns:
         SwapReport: One row per site; prints as a table.
@@ -68,10 +70,14 @@ def swap_activations(module: nn.Module,
     probed = probe(module, old_types, sample_input)
     _check_types(replace, old_types, probed.sites)
     wanted = _matching(probed.sites, include, exclude)
+    places = {site: _places(module, site, probed.sites)
+              for site in probed.sites}
 
-    report = SwapReport([], probed.functional)
-    chosen: Dict[Tuple[nn.Module, nn.Module], Dict[int, SwapRow]] = defaultdict(
-        dict)
+    report = SwapReport([], probed.functional, [
+        name for name, uncalled in probed.uncalled.items()
+        if type(uncalled).__name__ in old_types
+    ])
+    chosen: Dict[Site, SwapRow] = {}
     for site in probed.sites:
         row = SwapRow(site.name, site.type, None, site.width, site.map_size)
         report.rows.append(row)
@@ -79,27 +85,39 @@ def swap_activations(module: nn.Module,
             row.reason = 'not included'
         elif site.type not in old_types:
             row.reason = f'no {" or ".join(sorted(old_types))}'
-        elif site.width == 0 or site.channels_last_axis:
-            row.reason = 'no channels in axis 1'
+        elif site.channels_last_axis:
+            row.reason = 'channels in the last axis'
+        elif site.width == 0:
+            row.reason = 'no single width in axis 1'
         elif not tiny_maps and all(size == 1 for size in site.map_size):
             row.reason = '1x1 map'
         elif frozen == 'keep' and site.is_frozen:
             row.reason = _FROZEN_NOTE
-        elif not _registrations(module, site):
+        elif not places[site]:
             row.reason = 'the module that calls it does not hold it'
         else:
-            chosen[site.caller, site.module][site.call] = row
+            chosen[site] = row
     if not chosen:
         raise ValueError(
             f'No activation of {type(module).__name__} was chosen for '
-            f'replacement by {act_cfg["type"]}; the sites are:\n{report}\n'
+            f'replacement by {new_type.__name__}; the sites are:\n{report}\n'
             'Change include, exclude, replace, tiny_maps or frozen.')
 
-    sites: Dict[Tuple[nn.Module, nn.Module], List[Site]] = defaultdict(list)
+    # All are built before the first is put in place: an error in act_cfg
+    # leaves the module as it was.
+    built: Dict[Site, nn.Module] = {}
+    for site, row in chosen.items():
+        new = built[site] = _build(module, site, new_type, act_cfg)
+        row.new = type(new).__name__
+        row.parameters = sum(p.numel() for p in new.parameters())
+    calls: Dict[Tuple[nn.Module, nn.Module], List[Site]] = defaultdict(list)
     for site in probed.sites:
-        sites[site.caller, site.module].append(site)
-    for key, rows in chosen.items():
-        _replace(module, sites[key], rows, new_type, act_cfg)
+        calls[site.caller, site.module].append(site)
+    replacements = [(places[sites[0]], _replacement(sites, built))
+                    for sites in calls.values() if built.keys() & set(sites)]
+    for holders, replacement in replacements:
+        for holder, name in holders:
+            holder._modules[name] = replacement
     print_log(f'{type(module).__name__}: {report}', logger='current')
     watch_loading(module)
     return report
@@ -174,43 +192,39 @@ def _matching(sites: List[Site], include: Patterns,
     ]
 
 
-def _registrations(root: nn.Module,
-                   site: Site) -> List[Tuple[nn.Module, str]]:
+def _places(root: nn.Module, site: Site,
+            sites: List[Site]) -> List[Tuple[nn.Module, str]]:
     """Where to put a replacement: (holder, attribute) pairs.
 
-    The caller itself where it holds the module, else the one that holds it.
+    Every caller itself where all of them hold the module. The holder, where
+    there is only one and only one caller. Else nowhere: one caller's
+    replacement would reach another caller.
     """
-    holders = {(parent, name): None
-               for parent in root.modules()
+    holders = [(parent, name) for parent in root.modules()
                for name, child in parent._modules.items()
-               if child is site.module}
-    own = [holder for holder in holders if holder[0] is site.caller]
-    if own:
-        return own
-    return list(holders) if len(holders) == 1 else []
+               if child is site.module]
+    callers = {other.caller for other in sites if other.module is site.module}
+    if callers.issubset(holder for holder, _ in holders):
+        return [place for place in holders if place[0] is site.caller]
+    return holders if len(holders) == len(callers) == 1 else []
 
 
-def _replace(root: nn.Module, sites: List[Site], rows: Dict[int, SwapRow],
-             new_type, act_cfg: dict) -> None:
-    """Replaces the chosen calls of one module in one caller."""
+def _replacement(sites: List[Site], built: Dict[Site,
+                                                nn.Module]) -> nn.Module:
+    """What takes the place of one module for the calls of one caller."""
     old = sites[0].module
-    activations = []
-    for site in sorted(sites, key=lambda site: site.call):
-        if site.call not in rows:
-            # Each its own copy, so that a second swap can tell them apart.
-            activations.append(copy.deepcopy(old))
-            continue
-        row, new = rows[site.call], _build(root, site, new_type, act_cfg)
-        row.new = type(new).__name__
-        row.parameters = sum(p.numel() for p in new.parameters())
-        activations.append(new)
-    replacement = activations[0]
-    if len(activations) > 1:
-        replacement = ActivationPerCall(activations, sites[0].caller,
-                                        sites[0].first_child)
-        replacement.training = old.training
-    for holder, name in _registrations(root, sites[0]):
-        holder._modules[name] = replacement
+    # Each call that keeps the old activation has its own copy, so that a
+    # second swap can tell them apart.
+    activations = [
+        built[site] if site in built else copy.deepcopy(old)
+        for site in sorted(sites, key=lambda site: site.call)
+    ]
+    if len(activations) == 1:
+        return activations[0]
+    replacement = ActivationPerCall(activations, sites[0].caller,
+                                    sites[0].first_child)
+    replacement.training = old.training
+    return replacement
 
 
 def _build(root: nn.Module, site: Site, new_type, act_cfg: dict) -> nn.Module:
@@ -223,13 +237,22 @@ def _build(root: nn.Module, site: Site, new_type, act_cfg: dict) -> nn.Module:
     like = next((site.feed or root).parameters(), None)
     if like is not None:
         new.to(like.device, like.dtype)
+    new.train(site.module.training)
     if site.is_frozen:
         new.requires_grad_(False)
-    return new.train(site.module.training)
+        # A frozen stage keeps its norms in eval mode; a frozen stem would
+        # not know of the one inside an activation, nor of statistics.
+        new.train = functools.partial(_stay_in_eval, new)
+        new.eval()
+    return new
+
+
+def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
+    return nn.Module.train(module, False)
 
 
 @MODELS.register_module(name='SwapActivations')
-def build_swapped(backbone: Union[str, dict], swap: dict,
+def build_swapped(backbone: Union[str, type, dict], swap: dict,
                   **kwargs) -> nn.Module:
     r"""Builds a backbone and replaces its activations.
 
@@ -242,8 +265,8 @@ def build_swapped(backbone: Union[str, dict], swap: dict,
             depth=50)
 
     Args:
-        backbone (str or dict): Type of the backbone, whose arguments are the
-            remaining keys, or its whole config.
+        backbone (str, type or dict): Type of the backbone, whose arguments
+            are the remaining keys, or its whole config.
         swap (dict): Arguments of :func:`swap_activations`.
 
     Returns:
@@ -257,7 +280,7 @@ def build_swapped(backbone: Union[str, dict], swap: dict,
                 f'beside a type name or in backbone=dict(...), got both: '
                 f'{sorted(kwargs)} beside a dict.')
         kwargs = dict(backbone)
-    elif isinstance(backbone, str):
+    elif isinstance(backbone, (str, type)):
         kwargs['type'] = backbone
     else:
         raise TypeError('SwapActivations expects backbone to be a type name '

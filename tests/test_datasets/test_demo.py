@@ -107,13 +107,16 @@ def test_masks_are_read_and_scored_where_there_are_masks(
         name, metric, data_root):
     cfg = demo(name, data_root)
     assert cfg.val_evaluator.metric == metric
-    loads = [step for step in cfg.train_dataloader.dataset.pipeline
-             if step.type == 'LoadAnnotations']
+    loads = [
+        step for step in cfg.train_dataloader.dataset.pipeline
+        if step.type == 'LoadAnnotations'
+    ]
     assert [step.with_mask for step in loads] == [name == MASK_RCNN]
 
 
-@pytest.mark.parametrize('name, base', [(RETINANET, 2), (
-    'mmdet::atss/atss_r50_fpn_1x_coco.py', 2)])
+@pytest.mark.parametrize('name, base',
+                         [(RETINANET, 2),
+                          ('mmdet::atss/atss_r50_fpn_1x_coco.py', 2)])
 def test_the_smallest_anchor_is_16_pixels(name, base, data_root):
     # At the finest stride, 8.
     head = demo(name, data_root).model.bbox_head
@@ -126,28 +129,26 @@ def test_the_smallest_proposal_anchor_is_16_pixels(data_root):
     assert head.anchor_generator.scales == [4]
 
 
+@pytest.mark.parametrize('cuda, kept', [(True, 'AmpOptimWrapper'),
+                                        (False, 'OptimWrapper')])
 def test_the_optimizer_wrapper_keeps_what_is_not_schedule(
-        data_root, monkeypatch):
-    changes = dict(
+        cuda, kept, data_root, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
+    wrapper = demo(
+        RETINANET,
+        data_root,
         optim_wrapper=dict(
             type='AmpOptimWrapper',
             loss_scale='dynamic',
             accumulative_counts=4,
             constructor='ActivationOptimWrapperConstructor',
-            paramwise_cfg=dict(norm_decay_mult=0.)))
-    cfg = demo(RETINANET, data_root, **changes)
-    wrapper = cfg.optim_wrapper
+            paramwise_cfg=dict(norm_decay_mult=0.))).optim_wrapper
+    assert wrapper.type == kept
+    assert ('loss_scale' in wrapper) is cuda
     assert wrapper.constructor == 'ActivationOptimWrapperConstructor'
     assert wrapper.paramwise_cfg == dict(norm_decay_mult=0.)
     assert wrapper.optimizer.type == 'AdamW'
     assert 'accumulative_counts' not in wrapper
-
-    for available, kept in ((True, 'AmpOptimWrapper'),
-                            (False, 'OptimWrapper')):
-        monkeypatch.setattr(torch.cuda, 'is_available', lambda: available)
-        wrapper = demo(RETINANET, data_root, **changes).optim_wrapper
-        assert wrapper.type == kept
-        assert ('loss_scale' in wrapper) is available
 
 
 def test_hooks_fit_the_short_schedule(data_root):
@@ -189,9 +190,7 @@ def test_sync_bn_needs_ranks_and_gpus(launcher, cuda, norm, data_root,
 
 def test_crops_fit_everywhere(data_root):
     cfg = demo(
-        PSPNET,
-        data_root,
-        **{
+        PSPNET, data_root, **{
             'model.test_cfg.mode': 'slide',
             'model.test_cfg.crop_size': (512, 512),
             'model.test_cfg.stride': (341, 341)
@@ -222,6 +221,13 @@ def test_other_data_is_refused(name, came, data_root):
 def test_a_config_without_data_is_refused(data_root):
     with pytest.raises(ValueError, match='of type None'):
         demo_config(Config(dict(model=dict())), data_root)
+
+
+def test_cityscapes_in_mmdet_is_detection(data_root):
+    cfg = demo('mmdet::cityscapes/mask-rcnn_r50_fpn_1x_cityscapes.py',
+               data_root)
+    assert cfg.train_dataloader.dataset.type == 'CocoDataset'
+    assert cfg.val_evaluator.metric == ['bbox', 'segm']
 
 
 # The whole way, two iterations each: a loss that is a number, and a score.

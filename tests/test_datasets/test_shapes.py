@@ -52,8 +52,7 @@ def test_coco_annotations_agree_with_the_pixels(coco, split, num_images):
     areas = {}
     for annotation in annotations['annotations']:
         assert annotation['iscrowd'] == 0
-        areas.setdefault(annotation['image_id'], []).append(
-            annotation['area'])
+        areas.setdefault(annotation['image_id'], []).append(annotation['area'])
 
     assert len(dataset) == num_images
     for item in dataset:
@@ -113,22 +112,25 @@ def test_cityscapes_labels_agree_with_the_pixels(cityscapes):
             labels = item['gt_seg_map']
             assert item['img'].shape == (96, 192, 3)
             bright = (item['img'] >= 128).all(axis=2)
-            classes = [CITYSCAPES_IDS[name][0]
-                       for name in ('building', 'traffic sign', 'vegetation')]
+            classes = [
+                CITYSCAPES_IDS[name][0]
+                for name in ('building', 'traffic sign', 'vegetation')
+            ]
             assert (bright == np.isin(labels, classes)).all()
             border = np.ones(labels.shape, bool)
             border[1:-1, 1:-1] = False
             assert (border == (labels == 255)).all()
             path = item['seg_map_path'].replace('TrainIds', 'Ids')
-            assert (cv2.imread(path, cv2.IMREAD_UNCHANGED) ==
-                    label_ids[labels]).all()
+            assert (cv2.imread(
+                path, cv2.IMREAD_UNCHANGED) == label_ids[labels]).all()
             seen.update(np.unique(labels).tolist())
     assert seen == {train_id for train_id, _ in CITYSCAPES_IDS.values()}
 
 
 def test_train_and_val_have_no_image_in_common(coco):
     digests = {
-        split: {path.read_bytes() for path in (coco / split).iterdir()}
+        split: {path.read_bytes()
+                for path in (coco / split).iterdir()}
         for split in ('train', 'val')
     }
     assert len(digests['train']) == 512 and len(digests['val']) == 128
