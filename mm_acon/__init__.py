@@ -12,7 +12,7 @@ allow_mmengine_checkpoints()
 
 __version__ = '0.1.0'
 __all__ = [
-    'ACONA', 'ACONB', 'ACONC', 'ACONFReLU', 'ActivationOptimWrapperConstructor',
-    'FReLU', 'LearnableActivation', 'MetaACON', 'PWLU', 'PWLURealignHook',
-    'SwapReport', 'swap_activations'
+    'ACONA', 'ACONB', 'ACONC', 'ACONFReLU',
+    'ActivationOptimWrapperConstructor', 'FReLU', 'LearnableActivation',
+    'MetaACON', 'PWLU', 'PWLURealignHook', 'SwapReport', 'swap_activations'
 ]

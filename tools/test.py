@@ -83,11 +83,11 @@ def main() -> None:
     args = parse_args()
     try:
         cfg = load_config(args.config)
+        cfg.launcher = args.launcher
         if args.act:
             use_activation(cfg, args.act, args.act_include)
         if args.demo:
             demo_config(cfg)
-        cfg.launcher = args.launcher
         if args.cfg_options:
             cfg.merge_from_dict(args.cfg_options)
         if args.checkpoint != 'none':

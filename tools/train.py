@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 
+import torch
 from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -72,11 +73,11 @@ def main() -> None:
     args = parse_args()
     try:
         cfg = load_config(args.config)
+        cfg.launcher = args.launcher
         if args.act:
             use_activation(cfg, args.act, args.act_include)
         if args.demo:
             demo_config(cfg)
-        cfg.launcher = args.launcher
         if args.cfg_options:
             cfg.merge_from_dict(args.cfg_options)
         check_files(cfg, ('train_dataloader', 'val_dataloader'))
@@ -89,6 +90,9 @@ def main() -> None:
         cfg.work_dir = default_work_dir(args.config, args.act,
                                         'demo' if args.demo else None)
     if args.amp:
+        if not torch.cuda.is_available():
+            sys.exit('train.py: --amp needs a GPU, and there is none in '
+                     'sight; leave it out.')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:

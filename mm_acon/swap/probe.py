@@ -116,6 +116,15 @@ def _is_feed(module: nn.Module) -> bool:
     return weight is not None and weight.dim() > 1
 
 
+def _channels_are_last(shape: Sequence[int],
+                       feed: Optional[nn.Module]) -> bool:
+    """Behind a Linear, or a convolution whose map was made into tokens."""
+    if isinstance(feed, nn.Linear):
+        return len(shape) > 2
+    return (isinstance(feed, nn.Conv2d) and len(shape) == 3
+            and shape[2] == feed.out_channels)
+
+
 class _Tracer(TorchFunctionMode):
     """Follows tensors from convolutions to activations.
 
@@ -203,7 +212,7 @@ class _Tracer(TorchFunctionMode):
             call=call,
             width=shape[1] if len(shape) > 1 else 0,
             map_size=tuple(shape[2:]),
-            channels_last_axis=isinstance(feed, nn.Linear) and len(shape) > 2,
+            channels_last_axis=_channels_are_last(shape, feed),
             feed=feed)
         known = self.sites.setdefault((frame.module, module, call), site)
         if known.width != site.width:

@@ -196,6 +196,23 @@ def test_low_precision_module(name, dtype, device):
         assert parameter.grad.isfinite().all()
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('name', [n for n in ACTIVATIONS if n not in FUNNELS])
+def test_low_precision_input(name, dtype, device):
+    """Into a module in float32, as a mixed-precision trainer may do."""
+    activation = build(name).to(device).eval()
+    exact = copy.deepcopy(activation).double()
+    x = images(2, 4, 5, 6).to(device, dtype)
+    y, (grad, ) = run(activation, x)
+    true_y, (true_grad, ) = run(exact, x.double())
+    assert (y.dtype, grad.dtype) == (dtype, dtype)
+    # The mean over the map is rounded too.
+    assert_near(y, true_y, roundings=4)
+    assert_near(grad, true_grad, roundings=4)
+    for parameter in activation.parameters():
+        assert parameter.grad.dtype == torch.float32
+
+
 @EVERY
 def test_double_module(name):
     activation = build(name).double()

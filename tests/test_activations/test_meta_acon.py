@@ -152,15 +152,11 @@ def test_pixel_granularity(shape):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
 def test_layer_sum_over_many_channels(dtype):
-    """1 and -1 by turns: the sum is 0, and stays so in low precision."""
-    activation = MetaACON(4096, granularity='layer')
-    x = torch.full((1, 4096, 2), 33.).to(dtype)
-    x[:, 1::2] = -33
-    assert activation.switching_factor(x).item() == .5
-    # A partial sum of 4096 terms leaves the range of float16 here.
-    x = torch.full((1, 4096, 2), 33.).to(dtype)
-    x[:, 2048:] = -33
-    assert activation.switching_factor(x).item() == .5
+    """It is not rounded to the dtype of x."""
+    activation = MetaACON(1025, granularity='layer')
+    x = torch.full((1, 1025), 2.**-8, dtype=dtype)  # the sum is 4 + 1 / 256
+    beta = activation.switching_factor(x).item()
+    assert beta == pytest.approx(1 / (1 + math.exp(-4 - 1 / 256)), rel=1e-6)
 
 
 @pytest.mark.parametrize(

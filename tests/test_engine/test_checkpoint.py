@@ -18,9 +18,10 @@ def test_mmengine_checkpoint_loads_with_weights_only(tmp_path):
         for value in checkpoint['message_hub']['log_scalars'].values())
 
 
-@pytest.mark.parametrize('owner, name', ((HistoryBuffer, '__init__'),
-                                         (HistoryBuffer, '_statistics_methods'),
-                                         (torch.Tensor, 'numpy')))
+@pytest.mark.parametrize('owner, name',
+                         ((HistoryBuffer, '__init__'),
+                          (HistoryBuffer, '_statistics_methods'),
+                          (torch.Tensor, 'numpy')))
 def test_getattr_is_for_statistics_only(tmp_path, owner, name):
     """Written by hand: pickle would name Tensor.numpy in another way."""
     program = (b'cbuiltins\ngetattr\n(c' +
