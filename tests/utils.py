@@ -10,22 +10,34 @@ LAYOUTS = ['contiguous', 'channels_last', 'transposed', 'strided']
 
 # Every activation, with the options that change what it computes.
 ACTIVATIONS = {
-    'ACONA': dict(type='ACONA'),
-    'ACONB': dict(type='ACONB'),
-    'ACONC': dict(type='ACONC'),
-    'ACONC-layer': dict(type='ACONC', granularity='layer'),
-    'MetaACON': dict(type='MetaACON', reduction=2),
-    'MetaACON-BN': dict(
-        type='MetaACON', reduction=2, norm_cfg=dict(type='BN')),
-    'MetaACON-depthwise': dict(type='MetaACON', depthwise=True),
-    'MetaACON-depthwise-BN': dict(
-        type='MetaACON', depthwise=True, norm_cfg=dict(type='BN')),
-    'MetaACON-layer': dict(type='MetaACON', granularity='layer'),
-    'MetaACON-pixel': dict(type='MetaACON', granularity='pixel'),
-    'PWLU': dict(type='PWLU'),
-    'PWLU-layer': dict(type='PWLU', granularity='layer'),
-    'FReLU': dict(type='FReLU'),
-    'ACONFReLU': dict(type='ACONFReLU'),
+    'ACONA':
+    dict(type='ACONA'),
+    'ACONB':
+    dict(type='ACONB'),
+    'ACONC':
+    dict(type='ACONC'),
+    'ACONC-layer':
+    dict(type='ACONC', granularity='layer'),
+    'MetaACON':
+    dict(type='MetaACON', reduction=2),
+    'MetaACON-BN':
+    dict(type='MetaACON', reduction=2, norm_cfg=dict(type='BN')),
+    'MetaACON-depthwise':
+    dict(type='MetaACON', depthwise=True),
+    'MetaACON-depthwise-BN':
+    dict(type='MetaACON', depthwise=True, norm_cfg=dict(type='BN')),
+    'MetaACON-layer':
+    dict(type='MetaACON', granularity='layer'),
+    'MetaACON-pixel':
+    dict(type='MetaACON', granularity='pixel'),
+    'PWLU':
+    dict(type='PWLU'),
+    'PWLU-layer':
+    dict(type='PWLU', granularity='layer'),
+    'FReLU':
+    dict(type='FReLU'),
+    'ACONFReLU':
+    dict(type='ACONFReLU'),
 }
 # Those that look at neighbours, and so take (N, C, H, W) only.
 FUNNELS = ('FReLU', 'ACONFReLU')

@@ -23,6 +23,7 @@ class ActivationPerCall(ModuleList):
                  first_child: Optional[nn.Module]) -> None:
         super().__init__(activations)
         self.next_call = 0
+        self.caller_type = type(caller).__name__
         self.first_child = next(
             (name for name, module in caller.named_modules()
              if module is first_child), None)
@@ -48,10 +49,10 @@ class ActivationPerCall(ModuleList):
 
     def wrong_number(self, calls: int) -> RuntimeError:
         return RuntimeError(
-            f'an activation was called {calls} times in one forward, '
-            f'{len(self)} calls were seen when it was swapped. Swap it with '
-            'a sample_input that makes the forward go the same way, or leave '
-            'it out with exclude=.')
+            f'an activation of {self.caller_type} was called {calls} times '
+            f'in one forward, {len(self)} calls were seen when it was '
+            'swapped. Swap it with a sample_input that makes the forward go '
+            'the same way, or leave it out with exclude=.')
 
     def forward(self, x: Tensor) -> Tensor:
         if self.next_call == len(self):

@@ -271,9 +271,10 @@ def test_conv_module(name, inplace):
 
 @EVERY
 def test_wrong_width(name):
-    """A layer-wise PWLU or ACON without a width takes any."""
-    with pytest.raises(ValueError, match='expects 4 channels in axis 1, got '
-                       r'x of shape \(2, 3, 5, 5\); write num_channels=3'):
+    with pytest.raises(
+            ValueError,
+            match='expects 4 channels in axis 1, got '
+            r'x of shape \(2, 3, 5, 5\); write num_channels=3'):
         build(name)(images(2, 3, 5, 5))
 
 
@@ -298,8 +299,9 @@ def test_copies(name):
     for copied in (copy.deepcopy(activation),
                    pickle.loads(pickle.dumps(activation)), loaded):
         assert torch.equal(copied(x), y)
-        assert not any(p is q for p, q in zip(copied.parameters(),
-                                              activation.parameters()))
+        assert not any(
+            p is q
+            for p, q in zip(copied.parameters(), activation.parameters()))
 
 
 @EVERY
@@ -319,15 +321,14 @@ def test_load_with_assign(name):
 @EVERY
 def test_init_weights(name):
     """MMEngine's call gives the start again, whatever the owner did."""
-    activation = build(name)
+    activation = build(name, seed=9)
     with torch.no_grad():
         for parameter in activation.parameters():
             parameter.fill_(7)
     torch.manual_seed(3)
     activation.init_weights()
     torch.manual_seed(3)
-    fresh = MODELS.build(dict(ACTIVATIONS[name], num_channels=4))
-    fresh.reset_parameters()
+    fresh = build(name)
     torch.manual_seed(3)
     fresh.reset_parameters()
     for mine, true in zip(activation.parameters(), fresh.parameters()):

@@ -66,8 +66,8 @@ def test_norm_belongs_to_the_condition(kind):
     x = torch.tensor([[.5, 6.]]).double()
     # The neighbours are 6 and 0: (6 - 2) / 2 * 3 - 1 = 5, then -4.
     expected = [maximum(kind, .5, 5.), maximum(kind, 6., -4.)]
-    assert activation(x[None, None]).flatten().tolist() == pytest.approx(
-        expected)
+    assert activation(x[None,
+                        None]).flatten().tolist() == pytest.approx(expected)
 
 
 @BOTH

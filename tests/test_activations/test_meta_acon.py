@@ -93,8 +93,7 @@ def test_channel_granularity(depthwise, norm_cfg, shape):
     x = maps(*shape)
     beta = channel_beta(activation, x)
     assert_near(activation.switching_factor(x), beta, backward=True)
-    expected = smooth_maximum(x, activation.p1, activation.p2,
-                              expand(beta, x))
+    expected = smooth_maximum(x, activation.p1, activation.p2, expand(beta, x))
     assert_near(activation(x), expected, backward=True)
 
 
@@ -110,8 +109,8 @@ def test_norm_in_training(depthwise):
     weight = activation.fc1.weight.flatten(1)
     weight = weight.flatten().diag() if depthwise else weight
     z = z @ weight.t() + activation.fc1.bias
-    assert_near(activation.bn1.running_mean, .9 * mean + .1 * z.mean(0),
-                backward=True)
+    assert_near(
+        activation.bn1.running_mean, .9 * mean + .1 * z.mean(0), backward=True)
     assert activation.bn1.num_batches_tracked == 1
 
 
@@ -122,8 +121,7 @@ def test_batch_of_one_in_training(shape):
     x = maps(*shape)
     beta = channel_beta(activation, x, batch=False)
     y, (grad, ) = run(activation, x)
-    expected = smooth_maximum(x, activation.p1, activation.p2,
-                              expand(beta, x))
+    expected = smooth_maximum(x, activation.p1, activation.p2, expand(beta, x))
     assert_near(y, expected, backward=True)
     assert activation.bn1.num_batches_tracked == 0
     assert all(p.grad.isfinite().all() for p in activation.parameters())
@@ -137,8 +135,7 @@ def test_layer_granularity(shape):
     total = x.reshape(3, 4, -1).sum((1, 2)) / x[0, 0].numel()
     beta = (1 / (1 + torch.exp(-total)))[:, None]
     assert activation.switching_factor(x).shape == (3, 1)
-    expected = smooth_maximum(x, activation.p1, activation.p2,
-                              expand(beta, x))
+    expected = smooth_maximum(x, activation.p1, activation.p2, expand(beta, x))
     assert_near(activation(x), expected, backward=True)
 
 
@@ -159,18 +156,23 @@ def test_layer_sum_over_many_channels(dtype):
     assert beta == pytest.approx(1 / (1 + math.exp(-4 - 1 / 256)), rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    'num_channels, reduction, hidden',
-    [(8, 16, 16), (256, 16, 16), (512, 16, 32), (24, 8, 8), (4, 2, 2),
-     (100, 16, 16), (300, 16, 18)])
+@pytest.mark.parametrize('num_channels, reduction, hidden', [(8, 16, 16),
+                                                             (256, 16, 16),
+                                                             (512, 16, 32),
+                                                             (24, 8, 8),
+                                                             (4, 2, 2),
+                                                             (100, 16, 16),
+                                                             (300, 16, 18)])
 def test_hidden_width(num_channels, reduction, hidden):
     """max(r, C // r)."""
     activation = MetaACON(num_channels, reduction=reduction)
     assert activation.fc1.weight.shape == (hidden, num_channels, 1, 1)
     assert activation.fc2.weight.shape == (num_channels, hidden, 1, 1)
-    assert sum(p.numel() for p in activation.parameters()) == (
-        2 * num_channels + hidden * (num_channels + 1) + num_channels *
-        (hidden + 1))
+    assert sum(
+        p.numel()
+        for p in activation.parameters()) == (2 * num_channels + hidden *
+                                              (num_channels + 1) +
+                                              num_channels * (hidden + 1))
 
 
 @pytest.mark.parametrize('kwargs, count', [
@@ -184,18 +186,17 @@ def test_count(kwargs, count):
     assert sum(p.numel() for p in activation.parameters()) == count
 
 
-@pytest.mark.parametrize('depth, blocks, sites, added', [
-    (18, (2, 2, 2, 2), 2, .200),
-    (50, (3, 4, 6, 3), 1, .182),
-    (101, (3, 4, 23, 3), 1, .334),
-    (152, (3, 8, 36, 3), 1, .469),
+@pytest.mark.parametrize('blocks, sites, added', [
+    pytest.param((2, 2, 2, 2), 2, .200, id='ResNet-18'),
+    pytest.param((3, 4, 6, 3), 1, .182, id='ResNet-50'),
+    pytest.param((3, 4, 23, 3), 1, .334, id='ResNet-101'),
+    pytest.param((3, 8, 36, 3), 1, .469, id='ResNet-152'),
 ])
-def test_count_of_the_papers_resnets(depth, blocks, sites, added):
-    """Millions of parameters that meta-ACON adds (Table 3)."""
-    del depth
-    total = sum(
-        count * sites * sum(p.numel() for p in MetaACON(width).parameters())
-        for count, width in zip(blocks, (64, 128, 256, 512)))
+def test_count_of_the_papers_resnets(blocks, sites, added):
+    """Millions of parameters that meta-ACON adds (Table 2)."""
+    total = sum(count * sites * sum(p.numel()
+                                    for p in MetaACON(width).parameters())
+                for count, width in zip(blocks, (64, 128, 256, 512)))
     assert round(total / 1e6, 3) == added
 
 
@@ -234,6 +235,6 @@ def test_refused_reduction(reduction):
 
 
 def test_repr():
-    assert repr(MetaACON(
-        4, reduction=2)).startswith("MetaACON(\n  4, granularity='channel', "
-                                    'reduction=2, depthwise=False')
+    assert repr(MetaACON(4, reduction=2)).startswith(
+        "MetaACON(\n  4, granularity='channel', "
+        'reduction=2, depthwise=False')

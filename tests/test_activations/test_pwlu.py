@@ -61,12 +61,26 @@ def assert_relu_form(unit, channel, left, right):
 
 def test_shapes_of_the_parameters():
     unit = PWLU(5, num_intervals=8)
-    assert {name: tuple(p.shape) for name, p in unit.named_parameters()} == {
-        'points': (5, 9), **{name: (5, ) for name in NUMBERS[1:]}
+    assert {
+        name: tuple(p.shape)
+        for name, p in unit.named_parameters()
+    } == {
+        'points': (5, 9),
+        **{
+            name: (5, )
+            for name in NUMBERS[1:]
+        }
     }
     unit = PWLU(5, granularity='layer')
-    assert {name: tuple(p.shape) for name, p in unit.named_parameters()} == {
-        'points': (1, 17), **{name: (1, ) for name in NUMBERS[1:]}
+    assert {
+        name: tuple(p.shape)
+        for name, p in unit.named_parameters()
+    } == {
+        'points': (1, 17),
+        **{
+            name: (1, )
+            for name in NUMBERS[1:]
+        }
     }
 
 
@@ -147,8 +161,8 @@ def test_fresh_with_any_bound_is_relu_but_for_rounding():
 
 def test_forward_is_the_operator():
     unit, x = shaken(3), maps(2, 3, 5)
-    assert torch.equal(unit(x),
-                       pwlu(x, *(getattr(unit, name) for name in NUMBERS)))
+    assert torch.equal(
+        unit(x), pwlu(x, *(getattr(unit, name) for name in NUMBERS)))
 
 
 def test_no_phases_keep_no_statistics():
@@ -453,8 +467,9 @@ def test_units_that_met_nothing_stay_relu(batches):
     """No batch, only empty ones, only ones that overflowed."""
     unit = phase1(2)
     for batch in batches:
-        unit(torch.full((2, 2), batch) if isinstance(batch, float) else maps(
-            *batch))
+        unit(
+            torch.full((2, 2), batch) if isinstance(batch, float) else maps(
+                *batch))
     assert unit.realign().tolist() == [False, False]
     assert_relu_form(unit, 0, -3, 3)
     assert unit.current_phase == 2
@@ -482,15 +497,17 @@ def test_lazy_phase1_counts_the_first_batch():
 # Alignment.
 
 
-@pytest.mark.parametrize('mean, std, iou', [
-    (0., 1., 1.),  # [-3, 3], the bounds themselves
-    (1., 1 / 3, 1 / 3),  # [0, 2] inside
-    (0., 2., 1 / 2),  # [-6, 6] around
-    (3., 1., 1 / 3),  # [0, 6]: 3 of 9 in common
-    (10., 1., 0.),  # [7, 13] apart
-    (6., 1., 0.),  # [3, 9] touches
-    (0., 0., math.nan),
-])
+@pytest.mark.parametrize(
+    'mean, std, iou',
+    [
+        (0., 1., 1.),  # [-3, 3], the bounds themselves
+        (1., 1 / 3, 1 / 3),  # [0, 2] inside
+        (0., 2., 1 / 2),  # [-6, 6] around
+        (3., 1., 1 / 3),  # [0, 6]: 3 of 9 in common
+        (10., 1., 0.),  # [7, 13] apart
+        (6., 1., 0.),  # [3, 9] touches
+        (0., 0., math.nan),
+    ])
 def test_alignment_by_hand(mean, std, iou):
     """Eq. 7 with bounds -3 and 3."""
     unit = with_statistics([mean, 0.], [std, 1.])

@@ -20,8 +20,8 @@ LN3 = math.log(3)
 BY_HAND = [
     (1., 1.25, 1.25 + LN3 * 3 / 16, .75 + LN3 * 3 / 16, .25 - LN3 * 3 / 16,
      3 / 16),
-    (-1., -.75, .75 - LN3 * 3 / 16, -.25 + LN3 * 3 / 16,
-     -.75 - LN3 * 3 / 16, 3 / 16),
+    (-1., -.75, .75 - LN3 * 3 / 16, -.25 + LN3 * 3 / 16, -.75 - LN3 * 3 / 16,
+     3 / 16),
     (0., 0., 1., 0., 0., 0.),
 ]
 # beta's shape for x of shape (2, 3, ...), each kind that there is.
@@ -69,8 +69,8 @@ def expected(x, p1, p2, beta, grad):
     g = s + beta * difference * s * (1 - s)
     grads = [grad * (p2 + (p1 - p2) * g)]
     for full, shape in zip(
-        (grad * x * g, grad * x *
-         (1 - g), grad * difference**2 * s * (1 - s)), shapes):
+        (grad * x * g, grad * x * (1 - g), grad * difference**2 * s * (1 - s)),
+            shapes):
         if full.shape != shape:
             full = full.flatten(2).sum(2) if x.dim() > 2 else full
             full = full.sum(0) if len(shape) == 1 else full
@@ -84,8 +84,8 @@ def test_by_hand(row, device):
     result, grads = run(acon,
                         torch.tensor([[row[0]]], device=device).double(),
                         *one(device, 1.5, .5, LN3))
-    assert [result.item(), *(g.item() for g in grads)
-            ] == pytest.approx(row[1:], abs=1e-12)
+    assert [result.item(), *(g.item() for g in grads)] == pytest.approx(
+        row[1:], abs=1e-12)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -170,8 +170,8 @@ def test_limits(p1, p2, device):
     """Maximum, mean and minimum of the two lines."""
     x = torch.linspace(-3, 3, 61, device=device).double()[:, None]
     x = x[x.abs() > .01][:, None]
-    for beta, line in ((1e6, torch.maximum(p1 * x, p2 * x)),
-                       (0., (p1 + p2) / 2 * x),
+    for beta, line in ((1e6, torch.maximum(p1 * x,
+                                           p2 * x)), (0., (p1 + p2) / 2 * x),
                        (-1e6, torch.minimum(p1 * x, p2 * x))):
         torch.testing.assert_close(acon(x, *one(device, p1, p2, beta)), line)
 
@@ -254,8 +254,8 @@ def test_empty_batch(beta, device):
 
 def test_only_asked_gradients(device):
     """A frozen parameter gets none, and does not disturb the others."""
-    inputs = [numbers((2, 3, 4), device)
-              ] + [numbers((3, ), device, s) for s in range(1, 4)]
+    inputs = [numbers(
+        (2, 3, 4), device)] + [numbers((3, ), device, s) for s in range(1, 4)]
     _, grads = run(acon, *inputs)
     for trained in range(4):
         mine = [t.clone() for t in inputs]
@@ -298,8 +298,8 @@ def test_close_to_the_maximum(x, p1, p2, beta, device):
 def test_continuous(x, p1, p2, beta, device):
     x = torch.tensor(x, device=device).double()[:, None]
     parameters, h = one(device, p1, p2, beta), 1e-6
-    steepest = max(abs(GREATEST * a + LEAST * b)
-                   for a, b in ((p1, p2), (p2, p1)))
+    steepest = max(
+        abs(GREATEST * a + LEAST * b) for a, b in ((p1, p2), (p2, p1)))
     rise = acon(x + h, *parameters) - acon(x - h, *parameters)
     assert rise.abs().max() <= steepest * 2 * h + 1e-12
 

@@ -62,27 +62,22 @@ def test_wrong_rows(operator, inputs, name):
     row = inputs[name].shape[1:]
     for rows in (0, 2, 4):
         refused(
-            operator,
-            inputs,
-            ValueError,
+            operator, inputs, ValueError,
             f'{operator.__name__} expects {name} to have {1 + len(row)} axes '
             'and 1 or 3 rows (the channels of x with shape (2, 3, 4)), got '
             f'shape {(rows, *row)}; write num_channels=3 where the '
-            'activation is built.',
-            **{name: torch.ones(rows, *row)})
+            'activation is built.', **{name: torch.ones(rows, *row)})
 
 
 @pytest.mark.parametrize('operator, inputs, name', [
-    (operator, inputs, name) for operator, inputs, name in PARAMETERS
-    if name not in ('beta', 'points')
+    (operator, inputs, name)
+    for operator, inputs, name in PARAMETERS if name not in ('beta', 'points')
 ])
 @pytest.mark.parametrize('shape', [(), (3, 1), (1, 3), (1, 3, 1, 1)])
 def test_wrong_axes(operator, inputs, name, shape):
     """(1, C, 1, 1) is how the authors' checkpoints hold p1 and p2."""
     refused(
-        operator,
-        inputs,
-        ValueError,
+        operator, inputs, ValueError,
         f'{operator.__name__} expects {name} to have 1 axes and 1 or 3 rows',
         **{name: torch.ones(shape)})
 
@@ -90,9 +85,7 @@ def test_wrong_axes(operator, inputs, name, shape):
 @pytest.mark.parametrize('operator, inputs, name', PARAMETERS)
 def test_other_device(operator, inputs, name):
     refused(
-        operator,
-        inputs,
-        RuntimeError,
+        operator, inputs, RuntimeError,
         f'{operator.__name__} expects x and {name} on one device, got x on '
         f"cpu and {name} on meta; move the module with .to('cpu').",
         **{name: inputs[name].to('meta')})
@@ -131,14 +124,16 @@ def test_shape_of_points(shape):
         points=torch.ones(shape))
 
 
-@pytest.mark.parametrize('x, parameter, expected', [
-    (torch.float16, torch.float16, torch.float32),
-    (torch.bfloat16, torch.float16, torch.float32),
-    (torch.bfloat16, torch.float32, torch.float32),
-    (torch.float32, torch.float16, torch.float32),
-    (torch.float64, torch.float32, torch.float64),
-    (torch.float16, torch.float64, torch.float64),
-], ids=str)
+@pytest.mark.parametrize(
+    'x, parameter, expected', [
+        (torch.float16, torch.float16, torch.float32),
+        (torch.bfloat16, torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.float32, torch.float16, torch.float32),
+        (torch.float64, torch.float32, torch.float64),
+        (torch.float16, torch.float64, torch.float64),
+    ],
+    ids=str)
 def test_compute_dtype(x, parameter, expected):
     """At least float32, and float64 where either asks for it."""
     assert compute_dtype(X.to(x), X.to(parameter)) == expected

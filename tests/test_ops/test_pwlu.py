@@ -43,9 +43,9 @@ def three_units(dtype=torch.float64, device='cpu'):
     """
     generator = torch.Generator().manual_seed(0)
     points = torch.randint(-16, 17, (3, 5), generator=generator) / 8
-    parameters = (points, torch.tensor([-1., -.5, -2.25]),
-                  torch.tensor([1., .5, 1.75]), torch.tensor([-.5, .25, 2.]),
-                  torch.tensor([2., -.75, 1.5]))
+    parameters = (points, torch.tensor([-1., -.5,
+                                        -2.25]), torch.tensor([1., .5, 1.75]),
+                  torch.tensor([-.5, .25, 2.]), torch.tensor([2., -.75, 1.5]))
     return [p.to(device, dtype) for p in parameters]
 
 
@@ -61,8 +61,8 @@ def expected(x, grad, points, left, right, left_slope, right_slope):
     y = torch.zeros(x.shape, dtype=torch.float64)
     d_x, d_points = torch.zeros_like(y), points.double() * 0
     d_left, d_right, d_kl, d_kr = (left.double() * 0 for _ in range(4))
-    for at in torch.cartesian_prod(
-            *map(torch.arange, x.shape)).view(-1, x.dim()).tolist():
+    for at in torch.cartesian_prod(*map(torch.arange, x.shape)).view(
+            -1, x.dim()).tolist():
         at, c = tuple(at), at[1] if len(left) > 1 else 0
         value, g = x[at].item(), grad[at].item()
         b_l, b_r, k_l, k_r = (
@@ -101,9 +101,9 @@ def test_by_hand(row, dtype, device):
     result, grads = run(pwlu, torch.tensor([[x]], dtype=dtype, device=device),
                         *unit(dtype, device))
     assert result.item() == y
-    assert [g.flatten().tolist() for g in grads] == [[d_x], list(d_points),
-                                                     [d_left], [d_right],
-                                                     [d_kl], [d_kr]]
+    assert [g.flatten().tolist() for g in grads] == [[d_x],
+                                                     list(d_points), [d_left],
+                                                     [d_right], [d_kl], [d_kr]]
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -127,8 +127,8 @@ def test_mixed_precision(dtype, device):
     """The sums of the gradients stay in float32, however coarse x is."""
     shape = (4, 3, 40, 30)
     x, grad = sixteenths(shape, device), sixteenths(shape, device, seed=1)
-    wide, wide_grads = run(pwlu, x.double(), *three_units(device=device),
-                           grad=grad)
+    wide, wide_grads = run(
+        pwlu, x.double(), *three_units(device=device), grad=grad)
     y, grads = run(
         pwlu, x.to(dtype), *three_units(torch.float32, device), grad=grad)
     assert (y.dtype, grads[0].dtype) == (dtype, dtype)
@@ -160,8 +160,8 @@ def test_gradcheck_where_the_bounds_cross(device):
     inside = .5 + MIN_WIDTH * torch.tensor([-.2, .3, .8, 1.4])
     x = torch.cat([inside.double(), torch.tensor([-2., 2.]).double()])
     inputs = [
-        t.detach().requires_grad_() for t in (x[:, None].to(device),
-                                              *parameters)
+        t.detach().requires_grad_()
+        for t in (x[:, None].to(device), *parameters)
     ]
     assert gradcheck(pwlu, inputs, eps=1e-8, atol=1e-3)
 
@@ -169,8 +169,10 @@ def test_gradcheck_where_the_bounds_cross(device):
 @pytest.mark.parametrize('width', [-5., -1e-3, 0., 5e-4])
 def test_narrow_bounds_count_as_min_width(width, device):
     left = .5
-    x = torch.tensor([[-1., left, left + .3 * MIN_WIDTH,
-                       left + .7 * MIN_WIDTH, left + 2 * MIN_WIDTH, 3.]])
+    x = torch.tensor([[
+        -1., left, left + .3 * MIN_WIDTH, left + .7 * MIN_WIDTH,
+        left + 2 * MIN_WIDTH, 3.
+    ]])
     x = x.t().double()
     grad = torch.tensor([[1., 2., -1., 3., .5, 4.]]).t().double()
     y, grads = run(
@@ -179,8 +181,7 @@ def test_narrow_bounds_count_as_min_width(width, device):
         *unit(torch.float64, device, bounds=(left, left + width)),
         grad=grad)
     true_y, true_grads = expected(
-        x, grad,
-        *unit(torch.float64, 'cpu', bounds=(left, left + MIN_WIDTH)))
+        x, grad, *unit(torch.float64, 'cpu', bounds=(left, left + MIN_WIDTH)))
     # B_R = B_L + MIN_WIDTH: whatever B_R would get belongs to B_L.
     true_grads[2] = true_grads[2] + true_grads[3]
     true_grads[3] = true_grads[3] * 0
@@ -238,8 +239,8 @@ def test_infinity(dtype, device):
     assert (grads[4].item(), grads[5].item()) == (-math.inf, math.inf)
 
 
-@pytest.mark.parametrize('shape', [(0, 3), (0, 3, 4, 4), (2, 3, 0), (2, 3, 4,
-                                                                     0)])
+@pytest.mark.parametrize('shape', [(0, 3), (0, 3, 4, 4), (2, 3, 0),
+                                   (2, 3, 4, 0)])
 def test_empty(shape, device):
     y, grads = run(pwlu, torch.zeros(shape, device=device),
                    *three_units(torch.float32, device))

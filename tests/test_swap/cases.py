@@ -100,11 +100,13 @@ def gradients(model, names):
     return {name: parameters[name].grad for name in names}
 
 
-def outputs_and_gradients(model, x, names=None):
-    """Of one forward and backward pass; all parameters if names is None."""
+def outputs_and_gradients(model, x, names=None, backwards=1):
+    """Of one forward and as many backward passes over its graph."""
     model.zero_grad()
     outputs = run(model, x)
-    loss_of(outputs).backward()
+    loss = loss_of(outputs)
+    for i in range(backwards, 0, -1):
+        loss.backward(retain_graph=i > 1)
     if names is None:
         names = dict(model.named_parameters())
     return outputs, gradients(model, names)
@@ -125,13 +127,26 @@ def assert_same(result, expected):
     assert not different
 
 
-def with_relu(model, types):
-    """Puts a ReLU for every module of these types, shared as they are."""
+def with_activations(model, types, make):
+    """Puts another activation for every module of these types."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if type(child).__name__ in types:
-                parent._modules[name] = nn.ReLU(inplace=True)
+                parent._modules[name] = make()
     return model
+
+
+def relu_backbone(name):
+    """A backbone of the table, its Swish or ReLU6 made ReLU."""
+    config, _, _, others = BACKBONES[name]
+    return with_activations(build(config), others, nn.ReLU)
+
+
+class RightReLU(nn.Module):
+    """ReLU with gradient 1 at 0, where nn.ReLU has 0."""
+
+    def forward(self, x):
+        return torch.where(x >= 0, x, torch.zeros_like(x))
 
 
 def pwlu_in_phase1(model):

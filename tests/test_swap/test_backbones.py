@@ -4,14 +4,13 @@ import copy
 import pytest
 import torch
 from mmengine.runner.checkpoint import load_checkpoint, save_checkpoint
-from torch import nn
 
 from mm_acon import PWLU, LearnableActivation, swap_activations
 from mm_acon.swap.probe import probe
 
-from .cases import (BACKBONES, assert_same, build, gradients, images,
-                    loss_of, outputs_and_gradients, pwlu_in_phase1, run,
-                    with_relu)
+from .cases import (BACKBONES, RightReLU, assert_same, build, images,
+                    outputs_and_gradients, pwlu_in_phase1, relu_backbone,
+                    with_activations)
 
 EVERY = pytest.mark.parametrize('name', BACKBONES)
 
@@ -29,17 +28,9 @@ def test_sites_of_the_probe(name):
     assert all(site.feed is not None and site.width for site in probed)
 
 
-def relu_backbone(name):
-    config, _, _, others = BACKBONES[name]
-    return with_relu(build(config), others)
-
-
 @EVERY
 def test_swap_keeps_outputs_gradients_and_keys(name, tmp_path):
-    """One model, to build and to run it once only.
-
-    In Phase I, where PWLU is ReLU in its gradient at 0 too.
-    """
+    """In Phase I, where PWLU is ReLU in its gradient at 0 too."""
     plain = relu_backbone(name)
     keys = list(plain.state_dict())
     parameters = list(dict(plain.named_parameters()))
@@ -53,10 +44,11 @@ def test_swap_keeps_outputs_gradients_and_keys(name, tmp_path):
     again = copy.deepcopy(swapped)
 
     x = images()
-    expected = outputs_and_gradients(plain, x)
-    assert_same(outputs_and_gradients(swapped, x, parameters), expected)
-    # The copy's calls are counted for themselves.
-    assert_same(outputs_and_gradients(again, x, parameters), expected)
+    expected = outputs_and_gradients(plain, x, backwards=2)
+    for model in (swapped, again):  # The copy counts its calls for itself.
+        assert_same(
+            outputs_and_gradients(model, x, parameters, backwards=2),
+            expected)
 
     # No key is renamed or gone; the new ones are the activations'.
     state = swapped.state_dict()
@@ -82,3 +74,19 @@ def test_swap_keeps_outputs_gradients_and_keys(name, tmp_path):
         loaded['state_dict'], strict=False)
     assert set(missing) == owned
     assert not unexpected
+
+
+@EVERY
+def test_fresh_pwlu_is_relu_with_the_right_hand_slope_at_0(name):
+    """The paper's formula has slope 1 at 0, PyTorch's ReLU 0.
+
+    It matters in ResNeXt: a dead group gives inputs of exactly 0.
+    """
+    swapped = relu_backbone(name)
+    plain = with_activations(copy.deepcopy(swapped), ['ReLU'], RightReLU)
+    parameters = list(dict(plain.named_parameters()))
+    swap_activations(swapped, dict(type='PWLU'), tiny_maps=True)
+    x = images()
+    assert_same(
+        outputs_and_gradients(swapped, x, parameters),
+        outputs_and_gradients(plain, x))
