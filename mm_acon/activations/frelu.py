@@ -41,8 +41,8 @@ class _Funnel(LearnableActivation):
         self.norm = build_norm_layer(self.norm_cfg, num_channels)[1]
 
     def reset_parameters(self) -> None:
-        # The condition starts small, so that the unit starts near ReLU's
-        # relative max(x, 0).
+        # The norm rescales it in training; in eval mode, before any, the
+        # condition is small and the unit close to ReLU.
         nn.init.normal_(self.conv.weight, std=0.01)
         self.norm.reset_parameters()
 

@@ -42,7 +42,13 @@ def main() -> None:
         for index, axes in zip(range(count), grid.flat):
             data = runner.test_dataloader.collate_fn([dataset[index]])
             sample = runner.model.test_step(data)[0]
-            axes.imshow(plt.imread(sample.img_path), interpolation='nearest')
+            image = plt.imread(sample.img_path)
+            height, width = image.shape[:2]
+            # Boxes count from the edge of the first pixel.
+            axes.imshow(
+                image,
+                extent=(0, width, height, 0),
+                interpolation='nearest')
             # Ground truth lies in the resized image, predictions do not.
             scale = torch.tensor(sample.scale_factor).repeat(2)
             for box in sample.gt_instances.bboxes.cpu():
@@ -64,7 +70,7 @@ def main() -> None:
                     bbox=dict(facecolor=colour, pad=1, linewidth=0))
         figure.legend(
             handles=[
-                Line2D([], [], color=COLOURS[0], label='detection'),
+                Line2D([], [], color=COLOURS[0], label='detection, one colour per class'),
                 Line2D([], [], color='grey', ls=':', label='ground truth')
             ],
             loc='lower center',
