@@ -1,10 +1,20 @@
 import pytest
 
+from mm_acon.ops import extension
 from tests.utils import DEVICES
+
+BUILT = extension.DEVICES
+# The plain-PyTorch form everywhere, the compiled one where it was built.
+FORMS = [(device, form) for device in DEVICES
+         for form in ('compiled', 'reference')
+         if form == 'reference' or device in BUILT]
 
 
 # Of session scope because hypothesis refuses fixtures that a test function
 # would share among its examples.
-@pytest.fixture(scope='session', params=DEVICES)
+@pytest.fixture(scope='session', params=FORMS, ids='-'.join)
 def device(request):
-    return request.param
+    name, form = request.param
+    extension.DEVICES = BUILT if form == 'compiled' else frozenset()
+    yield name
+    extension.DEVICES = BUILT

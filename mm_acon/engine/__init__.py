@@ -1,8 +1,9 @@
 from .checkpoint import allow_mmengine_checkpoints
+from .complexity import register_costs
 from .optim_wrapper_constructor import ActivationOptimWrapperConstructor
 from .pwlu_realign_hook import PWLURealignHook
 
 __all__ = [
     'ActivationOptimWrapperConstructor', 'PWLURealignHook',
-    'allow_mmengine_checkpoints'
+    'allow_mmengine_checkpoints', 'register_costs'
 ]

@@ -1,4 +1,7 @@
-from .acon import acon
-from .pwlu import pwlu
+from .acon import acon, acon_reference
+from .pwlu import inference_table, pwlu, pwlu_reference, pwlu_table
 
-__all__ = ['acon', 'pwlu']
+__all__ = [
+    'acon', 'acon_reference', 'inference_table', 'pwlu', 'pwlu_reference',
+    'pwlu_table'
+]

@@ -4,6 +4,8 @@ from torch import Tensor
 
 from .checks import (check_device, check_input, check_parameter,
                      compute_dtype, per_channel)
+from .extension import (DEVICES, dense_like, has_kernels,
+                        refuse_second_derivative)
 
 
 def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
@@ -42,6 +44,8 @@ def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
         raise ValueError(
             'acon expects beta of shape (C,), (1,), (N, C), (N, 1) or the '
             f'shape of x, here {tuple(x.shape)}, got {tuple(beta.shape)}.')
+    if has_kernels(x):
+        return torch.ops.mm_acon.acon(x, p1, p2, beta)
     return acon_reference(x, p1, p2, beta)
 
 
@@ -59,3 +63,29 @@ def acon_reference(x: Tensor, p1: Tensor, p2: Tensor,
     difference = (p1 - p2) * value
     y = difference * torch.sigmoid(beta.to(dtype) * difference) + p2 * value
     return y.to(x.dtype)
+
+
+if DEVICES:
+
+    @torch.library.register_fake('mm_acon::acon')
+    def _(x, p1, p2, beta):
+        return dense_like(x)
+
+    @torch.library.register_fake('mm_acon::acon_backward')
+    def _(grad, x, p1, p2, beta):
+        dbeta = torch.empty(
+            beta.shape, dtype=beta.dtype, device=beta.device)
+        if beta.dim() > 2:
+            dbeta = dense_like(x).to(beta.dtype)
+        return (dense_like(x), torch.empty_like(p1.contiguous()),
+                torch.empty_like(p2.contiguous()), dbeta)
+
+    def _backward(ctx, grad):
+        return torch.ops.mm_acon.acon_backward(grad, *ctx.saved_tensors)
+
+    def _setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    torch.library.register_autograd(
+        'mm_acon::acon', _backward, setup_context=_setup_context)
+    refuse_second_derivative('acon_backward')

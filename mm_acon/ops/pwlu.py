@@ -1,8 +1,12 @@
 """The piecewise linear unit (arXiv 2104.03693)."""
+from typing import Tuple
+
 import torch
 from torch import Tensor
 
 from .checks import check_input, check_parameter, compute_dtype, per_channel
+from .extension import (DEVICES, dense_like, has_kernels,
+                        refuse_second_derivative)
 
 # Bounds that cross or touch while they are learnt are treated as if the
 # right one lay this far right of the left one, in forward and backward.
@@ -55,8 +59,9 @@ def pwlu(x: Tensor, points: Tensor, left_bound: Tensor, right_bound: Tensor,
                         ('left_slope', left_slope),
                         ('right_slope', right_slope)):
         check_parameter(name, value, x, 'pwlu')
-    return pwlu_reference(x, points, left_bound, right_bound, left_slope,
-                          right_slope)
+    operator = torch.ops.mm_acon.pwlu if has_kernels(x) else pwlu_reference
+    return operator(x, points, left_bound, right_bound, left_slope,
+                    right_slope)
 
 
 def pwlu_reference(x: Tensor, points: Tensor, left_bound: Tensor,
@@ -83,7 +88,8 @@ def pwlu_reference(x: Tensor, points: Tensor, left_bound: Tensor,
         # inside - left rounds: -1e-9 would land in the interval that starts
         # at 0, and the ReLU form would no longer be ReLU to the last bit.
         index -= (inside < left + index * length).to(dtype)
-        index = index.clamp(min=0)
+        index += (inside >= left + (index + 1) * length).to(dtype)
+        index = index.clamp(0, num_intervals - 1)
     rows = torch.arange(points.shape[0], device=x.device) * (num_intervals + 1)
     flat_index = index.long() + per_channel(rows, x)
     flat_points = points.to(dtype).flatten()
@@ -97,3 +103,87 @@ def pwlu_reference(x: Tensor, points: Tensor, left_bound: Tensor,
     above = (torch.where(is_right, value, right) - right) * right_slope + last
     return torch.where(is_left, below,
                        torch.where(is_right, above, y)).to(x.dtype)
+
+
+
+def inference_table(points: Tensor, left_bound: Tensor, right_bound: Tensor,
+                    left_slope: Tensor,
+                    right_slope: Tensor) -> Tuple[Tensor, ...]:
+    """The parameters as :func:`pwlu_table` takes them (Sec. 4.3).
+
+    Returns:
+        tuple[Tensor]: Slopes and offsets of the N + 2 straight pieces, (C,
+        N + 2) or (1, N + 2), the left bound, (C,) or (1,), and one over the
+        length of an interval.
+    """
+    num_intervals = points.shape[1] - 1
+    left, right = left_bound[:, None], right_bound[:, None]
+    length = (right - left).clamp(min=MIN_WIDTH) / num_intervals
+    right = torch.maximum(right, left + MIN_WIDTH)
+    steps = torch.arange(num_intervals, device=points.device)
+    inner = points.diff(dim=1) / length
+    slope = torch.cat([left_slope[:, None], inner, right_slope[:, None]], 1)
+    knots = torch.cat([left, left + steps * length, right], 1)
+    starts = torch.cat([points[:, :1], points], 1)
+    return (slope, starts - slope * knots, left_bound,
+            (1 / length).squeeze(1))
+
+
+def pwlu_table(x: Tensor, slope: Tensor, offset: Tensor, left: Tensor,
+               inverse_length: Tensor) -> Tensor:
+    r"""PWLU for inference: one look-up and one multiply-add (Sec. 4.3).
+
+    .. math::
+        f(x) = A_j x + b_j, \quad
+        j = \mathrm{clamp}(\lfloor (x - B_L) / d \rfloor + 1, 0, N + 1)
+
+    Args:
+        x: Input of shape (N, C, ...), any floating-point dtype.
+        slope: A, from :func:`inference_table`.
+        offset: b.
+        left: :math:`B_L`.
+        inverse_length: 1 / d.
+
+    Returns:
+        Tensor: x's shape and dtype; :func:`pwlu` but for rounding.
+    """
+    check_input(x, 'pwlu_table')
+    check_parameter('slope', slope, x, 'pwlu_table', dim=2)
+    if has_kernels(x):
+        return torch.ops.mm_acon.pwlu_table(x, slope, offset, left,
+                                            inverse_length)
+    dtype = compute_dtype(x, slope)
+    value = x.to(dtype)
+    position = (value - per_channel(left, x)) * per_channel(inverse_length, x)
+    pieces = slope.shape[1]
+    index = (position.nan_to_num(0) + 1).clamp(0, pieces - 1).long()
+    rows = torch.arange(slope.shape[0], device=x.device) * pieces
+    index = index + per_channel(rows, x)
+    y = slope.to(dtype).flatten()[index] * value
+    return (y + offset.to(dtype).flatten()[index]).to(x.dtype)
+
+
+if DEVICES:
+
+    @torch.library.register_fake('mm_acon::pwlu')
+    def _(x, points, left_bound, right_bound, left_slope, right_slope):
+        return dense_like(x)
+
+    @torch.library.register_fake('mm_acon::pwlu_backward')
+    def _(grad, x, *parameters):
+        return (dense_like(x),
+                *(torch.empty_like(p.contiguous()) for p in parameters))
+
+    @torch.library.register_fake('mm_acon::pwlu_table')
+    def _(x, slope, offset, left, inverse_length):
+        return dense_like(x)
+
+    def _backward(ctx, grad):
+        return torch.ops.mm_acon.pwlu_backward(grad, *ctx.saved_tensors)
+
+    def _setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    torch.library.register_autograd(
+        'mm_acon::pwlu', _backward, setup_context=_setup_context)
+    refuse_second_derivative('pwlu_backward')

@@ -12,6 +12,8 @@ class ActivationPerCall(ModuleList):
     The count starts again when the caller's forward starts, and when the
     first module that the caller calls is called: gradient checkpointing runs
     a block again from that module on, without the caller's own forward.
+    A forward that makes other calls than were seen is an error, because the
+    n-th of them need not be the n-th of those.
 
     Args:
         activations (Sequence[nn.Module]): One per call.
@@ -27,12 +29,17 @@ class ActivationPerCall(ModuleList):
         self.first_child = next(
             (name for name, module in caller.named_modules()
              if module is first_child), None)
+        self.watch_first_child(caller)
         caller.register_forward_pre_hook(self.restart_with_caller)
         caller.register_forward_hook(self.check_number)
 
     def restart_with_caller(self, caller: nn.Module, args: tuple) -> None:
         self.next_call = 0
-        if self.first_child is None or torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
+            self.watch_first_child(caller)
+
+    def watch_first_child(self, caller: nn.Module) -> None:
+        if self.first_child is None:
             return
         # Looked up each time: SyncBN conversion puts new modules in place.
         child = caller.get_submodule(self.first_child)
@@ -43,20 +50,23 @@ class ActivationPerCall(ModuleList):
         self.next_call = 0
 
     def check_number(self, caller: nn.Module, args: tuple, result) -> None:
-        """Fewer calls than were seen may not be the first ones of them."""
         if 0 < self.next_call < len(self):
-            raise self.wrong_number(self.next_call)
+            raise self.other_way(f'{self.next_call} calls in one forward')
 
-    def wrong_number(self, calls: int) -> RuntimeError:
+    def other_way(self, what: str) -> RuntimeError:
         return RuntimeError(
-            f'an activation of {self.caller_type} was called {calls} times '
-            f'in one forward, {len(self)} calls were seen when it was '
-            'swapped. Swap it with a sample_input that makes the forward go '
-            'the same way, or leave it out with exclude=.')
+            f'{self.caller_type} calls an activation otherwise than it did '
+            f'when it was swapped: {what}, expected {len(self)} calls. Swap '
+            'it with a sample_input that makes its forward go the same way, '
+            'or leave it out with exclude=.')
 
     def forward(self, x: Tensor) -> Tensor:
         if self.next_call == len(self):
-            raise self.wrong_number(len(self) + 1)
+            raise self.other_way(f'call {len(self) + 1} in one forward')
         activation = self[self.next_call]
         self.next_call += 1
+        width = getattr(activation, 'num_channels', None)
+        if width is not None and x.shape[1] != width:
+            raise self.other_way(f'{x.shape[1]} channels in call '
+                                 f'{self.next_call}, which had {width}')
         return activation(x)

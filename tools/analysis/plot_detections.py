@@ -70,7 +70,9 @@ def main() -> None:
                     bbox=dict(facecolor=colour, pad=1, linewidth=0))
         figure.legend(
             handles=[
-                Line2D([], [], color=COLOURS[0], label='detection, one colour per class'),
+                Line2D([], [],
+                       color=COLOURS[0],
+                       label='detection, one colour per class'),
                 Line2D([], [], color='grey', ls=':', label='ground truth')
             ],
             loc='lower center',

@@ -1,0 +1,78 @@
+"""Finds and loads the compiled operators, ``mm_acon._ext``."""
+import functools
+import warnings
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import FrozenSet
+
+import torch
+
+BUILD_COMMAND = 'pip install --no-build-isolation -e .'
+
+
+def _load() -> FrozenSet[str]:
+    """Device types that the extension has kernels for."""
+    spec = PathFinder.find_spec('_ext', [str(Path(__file__).parents[1])])
+    if spec is None:
+        return frozenset()
+    try:
+        torch.ops.load_library(spec.origin)
+    except OSError as error:
+        raise ImportError(
+            f'{spec.origin} is there but cannot be loaded: {error}. It was '
+            f'probably built for another torch than {torch.__version__}: '
+            f'build it again with {BUILD_COMMAND}, or remove it.') from error
+    return frozenset(
+        device for device, key in (('cpu', 'CPU'), ('cuda', 'CUDA'))
+        if torch._C._dispatch_has_kernel_for_dispatch_key(
+            'mm_acon::acon', key))
+
+
+DEVICES = _load()
+
+
+@functools.cache
+def _warn_of_reference(device: str) -> None:
+    if device == 'cpu':
+        remedy = f'Build them in the source folder: {BUILD_COMMAND}'
+    else:
+        remedy = 'There are none yet; torch.compile makes it faster.'
+    warnings.warn(
+        f'mm_acon has no compiled operators for {device} and runs its '
+        'plain-PyTorch reference, which takes several times the time and '
+        f'memory. {remedy}',
+        stacklevel=4)
+
+
+def has_kernels(x: torch.Tensor) -> bool:
+    """Whether compiled operators take x; warns once where none do."""
+    device = x.device.type
+    if device in DEVICES or (device == 'meta' and DEVICES):
+        return True
+    if device in ('cpu', 'cuda') and not torch.compiler.is_compiling():
+        _warn_of_reference(device)
+    return False
+
+
+def dense_like(x: torch.Tensor) -> torch.Tensor:
+    """An output of the operators: x's layout, or contiguous."""
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if (layout is None or x.is_contiguous()
+            or not x.is_contiguous(memory_format=layout)):
+        layout = torch.contiguous_format
+    return torch.empty_like(x, memory_format=layout)
+
+
+def refuse_second_derivative(operator: str) -> None:
+    """Makes a backward operator an error under double backward.
+
+    Without a formula of its own autograd would go on with zeros.
+    """
+
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            f'mm_acon::{operator} has no second derivative. Run the '
+            'plain-PyTorch form where one is needed: '
+            f'mm_acon.ops.{operator.split("_")[0]}_reference.')
+
+    torch.library.register_autograd(f'mm_acon::{operator}', backward)

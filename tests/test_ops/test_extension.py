@@ -1,0 +1,256 @@
+"""What only the compiled operators have to show."""
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.analysis import get_model_complexity_info
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import mm_acon
+from mm_acon import ACONC, PWLU, MetaACON
+from mm_acon.ops import acon, extension, pwlu, pwlu_reference
+from tests.conftest import BUILT
+from tests.utils import assert_near
+
+pytestmark = pytest.mark.skipif(not BUILT, reason='_ext is not built')
+CHANNELS = 5
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch):
+    """Whatever form other tests have switched to."""
+    monkeypatch.setattr(extension, 'DEVICES', BUILT)
+
+
+def pwlu_arguments(shape=(2, CHANNELS, 6, 7), intervals=16, dtype=None):
+    torch.manual_seed(0)
+    tensors = [
+        torch.randn(shape, dtype=dtype) * 2,
+        torch.randn(CHANNELS, intervals + 1), -1 - torch.rand(CHANNELS),
+        1 + torch.rand(CHANNELS),
+        torch.randn(CHANNELS),
+        torch.randn(CHANNELS)
+    ]
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
+def acon_arguments(beta_shape, shape=(2, CHANNELS, 6, 7)):
+    torch.manual_seed(0)
+    tensors = [
+        torch.randn(shape),
+        torch.randn(CHANNELS),
+        torch.randn(CHANNELS),
+        torch.randn(beta_shape)
+    ]
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
+@pytest.mark.parametrize('layout',
+                         (torch.contiguous_format, torch.channels_last))
+@pytest.mark.parametrize(
+    'beta_shape',
+    ((CHANNELS, ), (1, ), (2, CHANNELS), (2, 1), (2, CHANNELS, 6, 7)))
+def test_opcheck_acon(layout, beta_shape):
+    x, *rest = acon_arguments(beta_shape)
+    x = x.detach().contiguous(memory_format=layout).requires_grad_()
+    torch.library.opcheck(torch.ops.mm_acon.acon.default, (x, *rest))
+
+
+@pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize('layout',
+                         (torch.contiguous_format, torch.channels_last))
+def test_opcheck_pwlu(layout, dtype):
+    x, *rest = pwlu_arguments(dtype=dtype)
+    x = x.detach().contiguous(memory_format=layout).requires_grad_()
+    torch.library.opcheck(torch.ops.mm_acon.pwlu.default, (x, *rest))
+
+
+def test_opcheck_pwlu_table():
+    x, *rest = (tensor.detach() for tensor in pwlu_arguments())
+    torch.library.opcheck(torch.ops.mm_acon.pwlu_table.default,
+                          (x, *mm_acon.ops.inference_table(*rest)))
+
+
+@pytest.mark.parametrize('intervals', (2, 16, 30, 32, 40))
+@pytest.mark.parametrize('shape', ((1, CHANNELS, 3), (2, CHANNELS, 33, 31)))
+def test_any_number_of_intervals(intervals, shape):
+    """Up to 30 intervals lie in registers where there is AVX-512."""
+    arguments = pwlu_arguments(shape, intervals)
+    with torch.no_grad():
+        # Lengths and inputs that are exact in float32.
+        arguments[0].mul_(16 * intervals).round_().div_(64)
+        arguments[2].fill_(-intervals / 8)
+        arguments[3].fill_(intervals / 8)
+    grad = torch.randn(shape)
+    for result, expected in zip(
+            torch.autograd.grad(pwlu(*arguments), arguments, grad),
+            torch.autograd.grad(
+                pwlu_reference(*(a.double() for a in arguments)), arguments,
+                grad.double())):
+        assert_near(result, expected, backward=True)
+
+
+@pytest.mark.parametrize('operator, arguments',
+                         ((pwlu, pwlu_arguments((3, CHANNELS, 90, 70))),
+                          (acon, acon_arguments((CHANNELS, ),
+                                                (3, CHANNELS, 90, 70)))))
+def test_same_bits_with_any_number_of_threads(operator, arguments):
+    grad = torch.randn_like(arguments[0])
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        found.append(
+            torch.autograd.grad(operator(*arguments), arguments, grad))
+    torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+@pytest.mark.parametrize('operator, arguments',
+                         ((pwlu, pwlu_arguments()),
+                          (acon, acon_arguments((CHANNELS, )))))
+def test_second_derivative_is_refused(operator, arguments):
+    first, = torch.autograd.grad(
+        operator(*arguments).sum(), arguments[0], create_graph=True)
+    with pytest.raises(
+            RuntimeError, match='has no second derivative. Run the plain-'):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize('activation', (ACONC, PWLU))
+@pytest.mark.parametrize('autocast', (False, True))
+def test_keeps_one_input_for_backward(activation, autocast):
+    module = activation(64)
+    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    x = torch.randn(2, 64, 20, 20)
+    if autocast:
+        x = x.bfloat16()
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+            module(x.requires_grad_())
+    constants = 3 * 4  # numbers of ACON that are not learnt
+    assert sum(kept.values()) <= x.numel() * x.element_size() + constants
+
+
+@pytest.mark.parametrize('activation', (ACONC, PWLU, MetaACON))
+def test_compile_and_export(activation):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), activation(8))
+    x = torch.randn(2, 3, 12, 12)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    compiled(x).sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model(x).sum().backward()
+    for parameter, gradient in zip(model.parameters(), gradients):
+        assert_near(gradient, parameter.grad, backward=True)
+    exported = torch.export.export(model.eval(), (x, ))
+    assert_near(exported.module()(x), model(x))
+
+
+def test_table_equals_training_form_and_is_never_stale():
+    module = PWLU(CHANNELS).eval()
+    x = torch.randn(2, CHANNELS, 9, 9) * 3
+    changes = (lambda: None,
+               lambda: module.points.data.normal_(),
+               lambda: nn.init.normal_(module.left_slope),
+               lambda: module.right_bound.data.copy_(torch.rand(CHANNELS)),
+               lambda: module.load_state_dict(PWLU(CHANNELS).state_dict()),
+               lambda: module.double().float())
+    for change in changes:
+        change()
+        with torch.no_grad():
+            table = module(x)
+        torch.testing.assert_close(table, module(x), rtol=1e-5, atol=1e-5)
+
+
+def test_table_is_cached():
+    module = PWLU(CHANNELS).eval()
+    with torch.no_grad():
+        module(torch.randn(1, CHANNELS, 2))
+        first = module._table[1]
+        module(torch.randn(1, CHANNELS, 2))
+    assert module._table[1] is first
+
+
+@pytest.mark.parametrize('activation', (ACONC, PWLU))
+def test_flop_counters_know_the_operators(activation, caplog):
+    """One multiply-add per element, as for the piece that is computed."""
+    module = activation(4)
+    with FlopCounterMode(display=False) as counter:
+        module(torch.randn(2, 4, 5, 5))
+    assert counter.get_total_flops() > 0
+    found = get_model_complexity_info(module, (4, 5, 5))
+    assert found['flops'] > 0
+    assert 'Unsupported operator mm_acon' not in caplog.text
+
+
+def test_layouts_are_kept_without_a_copy():
+    x = torch.randn(2, 8, 5, 5).contiguous(memory_format=torch.channels_last)
+    for module in (ACONC(8), PWLU(8)):
+        assert module(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def python(code, path):
+    return subprocess.run([sys.executable, '-W', 'always', '-c', code],
+                          capture_output=True,
+                          text=True,
+                          cwd=path)
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A copy of the package without its extension."""
+    shutil.copytree(
+        Path(mm_acon.__file__).parent,
+        tmp_path / 'mm_acon',
+        ignore=shutil.ignore_patterns('_ext*', 'csrc', '__pycache__'))
+    return tmp_path
+
+
+def test_without_extension_one_warning(package):
+    done = python(
+        'import torch, mm_acon\n'
+        'm = mm_acon.PWLU(2)\n'
+        'for _ in range(3): m(torch.ones(1, 2)), '
+        'mm_acon.ACONC(2)(torch.ones(1, 2))', package)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count('has no compiled operators') == 1
+    assert 'has no compiled operators for cpu' in done.stderr
+    assert 'pip install --no-build-isolation -e .' in done.stderr
+
+
+def test_broken_extension_is_an_error(package):
+    name = '_ext' + sysconfig.get_config_var('EXT_SUFFIX')
+    (package / 'mm_acon' / name).write_bytes(b'no library')
+    done = python('import mm_acon', package)
+    assert done.returncode != 0
+    assert 'is there but cannot be loaded' in done.stderr
+    assert 'invalid ELF header' in done.stderr or 'too short' in done.stderr
+
+
+def test_environment_report():
+    done = python('import runpy; runpy.run_module("mm_acon.env", '
+                  'run_name="__main__")', None)
+    assert 'operators: compiled for cpu' in done.stdout
+    assert 'mmengine   0.10.7 (from mmengine)' in done.stdout
+
+
+def test_silu_is_acon_a():
+    x = torch.randn(3, 4, 50)
+    assert_near(mm_acon.ACONA(4)(x), F.silu(x))
