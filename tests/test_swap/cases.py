@@ -171,3 +171,24 @@ class Block(nn.Module):
     def forward(self, x):
         x = self.relu(self.norm1(self.conv1(x)))
         return self.relu(self.conv2(x))
+
+
+# Bottlenecks with shared ReLUs, small enough to be trained in a test.
+SMALL = dict(
+    type='mmdet.ResNet',
+    depth=50,
+    base_channels=8,
+    num_stages=2,
+    strides=(1, 2),
+    dilations=(1, 1),
+    out_indices=(0, 1))
+
+
+def small(act_cfg=None, swap=None, **kwargs):
+    """A small backbone, swapped if an activation is given."""
+    config = dict(SMALL, **kwargs)
+    if act_cfg:
+        config['backbone'] = config.pop('type')
+        config.update(
+            type='SwapActivations', swap=dict(act_cfg=act_cfg, **swap or {}))
+    return build(config)

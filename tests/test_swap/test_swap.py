@@ -1,0 +1,521 @@
+"""swap_activations and SwapActivations: choices, errors, what is kept."""
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmdet.registry import MODELS as MMDET_MODELS
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from mm_acon import (ACONC, PWLU, LearnableActivation, MetaACON, SwapReport,
+                     swap_activations)
+from mm_acon.swap.per_call import ActivationPerCall
+
+from .cases import SMALL, Block, build, images, small
+
+ACON = dict(type='ACONC')
+
+
+def replaced(report):
+    return [row.site for row in report.replaced]
+
+
+def reasons(report):
+    return {row.site: row.reason for row in report.rows if not row.new}
+
+
+class Toy(nn.Module):
+    """A convolution, a Linear and what is given, in a forward."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.fc = nn.Linear(4, 5)
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.function = forward
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+# Choosing.
+
+@pytest.mark.parametrize('choice, sites', [
+    (dict(), ['conv1', 'conv2']),
+    (dict(include='conv2'), ['conv2']),
+    (dict(include=['1$', '2$']), ['conv1', 'conv2']),
+    (dict(exclude='conv2'), ['conv1']),
+    (dict(include='conv', exclude=[r'\w1']), ['conv2']),
+])
+def test_include_and_exclude(choice, sites):
+    model = Block()
+    report = swap_activations(model, ACON, **choice)
+    assert isinstance(report, SwapReport)
+    assert replaced(report) == sites
+    assert set(reasons(report).values()) <= {'not included'}
+    kinds = [type(child) for child in model.relu]
+    assert kinds == [
+        ACONC if site in sites else nn.ReLU for site in ('conv1', 'conv2')
+    ]
+    assert [row.width for row in report.rows] == [4, 8]
+    assert [row.parameters for row in report.rows
+            ] == [12 * ('conv1' in sites), 24 * ('conv2' in sites)]
+
+
+@pytest.mark.parametrize('replace, number', [
+    ('ReLU6', 2),
+    (['ReLU6'], 2),
+    (['ReLU6', 'Tanh'], 3),
+    ('SiLU', 1),
+    ('Swish', 1),
+    (['Swish', 'SiLU'], 2),
+    ('HSwish', 1),
+    ('Hardswish', 1),
+])
+def test_types_to_replace(replace, number):
+    """Names of classes or of the registry: MMCV's HSwish is Hardswish."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.ReLU(), nn.ReLU6(), nn.Tanh(),
+        nn.SiLU(), build(dict(type='Swish')), nn.Hardswish())
+    report = swap_activations(model, ACON, replace=replace)
+    assert len(report.replaced) == number
+    assert sum(isinstance(m, ACONC) for m in model) == number
+    left = set(reasons(report).values())
+    assert all(reason.startswith('no ') for reason in left)
+
+
+def test_types_that_only_the_user_knows():
+
+    class Twice(nn.Module):
+
+        def forward(self, x):
+            return F.relu(2 * x)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Twice(), nn.ReLU())
+    assert len(swap_activations(copy.deepcopy(model), ACON).rows) == 1
+    report = swap_activations(model, ACON, replace='Twice')
+    assert replaced(report) == ['0']
+    assert not report.functional  # It is inside the module named.
+    assert isinstance(model[1], ACONC)
+
+
+def test_tiny_maps_are_left_alone_unless_wanted():
+    """Those of squeeze-and-excitation, as in the PWLU paper."""
+    config = dict(
+        type='mmpretrain.SEResNet',
+        depth=50,
+        base_channels=16,
+        stem_channels=16)
+    report = swap_activations(build(config), ACON)
+    assert len(report.replaced) == 49
+    assert list(reasons(report).values()).count('1x1 map') == 16
+    assert len(swap_activations(build(config), ACON,
+                                tiny_maps=True).replaced) == 65
+
+
+def test_channels_in_the_last_axis_are_left_alone():
+    model = Toy(
+        lambda self, x: self.act(self.fc(self.conv(x).flatten(2).mT)),
+        act=nn.ReLU())
+    with pytest.raises(ValueError, match='channels in the last axis'):
+        swap_activations(model, ACON)
+    model = Toy(
+        lambda self, x: self.b(self.fc(self.a(self.conv(x)).flatten(2).mT)),
+        a=nn.ReLU(),
+        b=nn.ReLU())
+    report = swap_activations(model, ACON)
+    assert replaced(report) == ['conv']
+    assert reasons(report) == {'fc': 'channels in the last axis'}
+    assert isinstance(model.b, nn.ReLU)
+
+
+def test_vectors_behind_a_linear_are_replaced_if_wanted():
+    model = Toy(
+        lambda self, x: self.act(self.fc(self.conv(x).mean((2, 3)))),
+        act=nn.ReLU())
+    report = swap_activations(model, ACON, tiny_maps=True)
+    assert replaced(report) == ['fc']
+    assert model.act.num_channels == 5
+
+
+def test_report_lists_functions_and_modules_that_were_not_called():
+    model = Toy(
+        lambda self, x: F.relu(self.act(self.conv(x))),
+        act=nn.ReLU(),
+        aux=nn.ReLU(),
+        gate=nn.Sigmoid())
+    report = swap_activations(model, ACON)
+    assert report.functional == ['relu in the forward']
+    assert report.uncalled == ['aux']
+    assert isinstance(model.aux, nn.ReLU)
+
+
+def test_report_is_logged(log):
+    report = swap_activations(Block(), ACON)
+    assert f'Block: {report}' in log.of(20)
+
+
+# Errors.
+
+@pytest.mark.parametrize('arguments, error, text', [
+    (dict(act_cfg=dict(type='NoSuch')), KeyError,
+     "'NoSuch' is not a registered activation; activations are for example "
+     '.*MetaACON.*PWLU'),
+    (dict(act_cfg='PWLU'), ValueError,
+     r"swap expects act_cfg=dict\(type='PWLU', ...\), got 'PWLU'"),
+    (dict(act_cfg=dict(num_intervals=4)), ValueError,
+     r"expects act_cfg=dict\(type='PWLU'.*got \{'num_intervals': 4\}"),
+    (dict(include='nowhere'), ValueError,
+     "include='nowhere' matches no activation site; the sites are: conv1, "
+     'conv2'),
+    (dict(exclude=['conv1', 'nowhere']), ValueError,
+     "exclude='nowhere' matches no activation site"),
+    (dict(include='*'), ValueError,
+     r"expects include to be regular expressions, got '\*': nothing to"),
+    (dict(exclude='('), ValueError,
+     r"expects exclude to be regular expressions, got '\('"),
+    (dict(replace='GELU'), ValueError,
+     r"expects replace to name activations of the module, got 'GELU'; there "
+     r"are ReLU. Write replace=\['ReLU'\]"),
+    (dict(frozen='x'), ValueError,
+     "swap expects frozen='keep' or 'swap', got 'x'"),
+    (dict(include='conv1', exclude='conv1'), ValueError,
+     '(?s)No activation of Block was chosen for replacement by ACONC; the '
+     'sites are:.*conv1.*not included.*0 of 2 .*Change include, exclude'),
+    (dict(act_cfg=dict(type='PWLU', num_intervals=3)), ValueError,
+     'PWLU expects num_intervals to be an even number'),
+    (dict(act_cfg=dict(type='ACONC', slope=1)), TypeError, 'slope'),
+    # Would fit conv1's 4 channels, but not conv2's 8: neither is replaced.
+    (dict(act_cfg=dict(type='FReLU', norm_cfg=dict(type='GN', num_groups=4)),
+          include='conv1'), None, ''),
+    (dict(act_cfg=dict(type='FReLU', norm_cfg=dict(type='GN', num_groups=3))),
+     ValueError, 'divisible'),
+    (dict(sample_input=(1, 9, 8, 8)), RuntimeError,
+     r'Block could not be run .*\[\(1, 9, 8, 8\)\].*write sample_input='),
+])
+def test_errors_leave_the_module_as_it_was(arguments, error, text):
+    model = Block()
+    arguments = dict(dict(act_cfg=ACON), **arguments)
+    if error is None:
+        swap_activations(model, **arguments)
+        return
+    with pytest.raises(error, match=text):
+        swap_activations(model, **arguments)
+    assert type(model.relu) is nn.ReLU
+    assert model.training
+    assert not model._forward_pre_hooks and not model._forward_hooks
+
+
+def test_error_at_a_later_site_leaves_the_module_as_it_was():
+    model = Block(channels=6)
+    act_cfg = dict(
+        type='FReLU', norm_cfg=dict(type='GN', num_groups=4))  # 6, 12
+    model.other = nn.ReLU()
+    with pytest.raises(ValueError, match='divisible'):
+        swap_activations(model, act_cfg)
+    assert type(model.relu) is nn.ReLU
+
+
+def test_module_without_activations():
+    with pytest.raises(ValueError, match='there are none'):
+        swap_activations(nn.Sequential(nn.Conv2d(3, 3, 1)), ACON)
+
+
+def test_transformer_says_why_nothing_can_be_replaced():
+    model = build(dict(type='mmpretrain.ConvNeXt', arch='atto'))
+    with pytest.raises(
+            ValueError,
+            match='(?s)No activation of ConvNeXt.*channels in the last axis'):
+        swap_activations(model, ACON, replace='GELU')
+
+
+# Modules that are shared, or held elsewhere.
+
+def test_second_swap_of_what_the_first_left():
+    once, twice = small(), small()
+    swap_activations(once, dict(type='PWLU'))
+    first = swap_activations(twice, dict(type='PWLU'), include=r'\.conv2$')
+    second = swap_activations(twice, dict(type='PWLU'))
+    assert [row.site for row in second.rows
+            ] == [row.site for row in first.rows]
+    assert len(first.replaced) + len(second.replaced) == len(first.rows) == 22
+    assert list(twice.state_dict()) == list(once.state_dict())
+    assert not any(isinstance(m, nn.ReLU) for m in twice.modules())
+    assert all(
+        not isinstance(child, ActivationPerCall) for m in twice.modules()
+        if isinstance(m, ActivationPerCall) for child in m)
+    for y, wanted in zip(twice(images()), small()(images())):
+        assert torch.equal(y, wanted)
+
+
+def test_our_own_activations_are_replaced_by_their_name():
+    model = small(dict(type='PWLU'))
+    report = swap_activations(model, ACON, replace='PWLU', include='conv2')
+    assert len(report.replaced) == 7
+    assert sum(isinstance(m, PWLU) for m in model.modules()) == 15
+
+
+def test_shared_parameters_of_prelu_are_split_with_their_values():
+    """A PReLU of one number serves both widths; each call keeps it."""
+    model = Block()
+    model.relu = nn.PReLU(init=.1)
+    plain = copy.deepcopy(model)
+    report = swap_activations(model, ACON, replace='PReLU', include='conv2')
+    assert replaced(report) == ['conv2']
+    assert torch.equal(model.relu[0].weight, plain.relu.weight)
+    assert model.relu[0].weight is not plain.relu.weight
+    hidden = plain.relu(plain.norm1(plain.conv1(images())))
+    assert torch.equal(model(images()), model.relu[1](plain.conv2(hidden)))
+
+
+def test_prelu_as_the_new_activation_gets_the_width():
+    model = Block()
+    swap_activations(model, dict(type='PReLU', init=.2))
+    assert [act.num_parameters for act in model.relu] == [4, 8]
+
+
+def test_one_module_of_several_callers():
+    """Each caller gets its own; keys are the callers' names for it."""
+    model = nn.Sequential(Block(), nn.Conv2d(8, 3, 1), Block())
+    model[2].relu = model[0].relu
+    report = swap_activations(model, ACON)
+    assert len(report.replaced) == 4
+    owned = [m for m in model.modules() if isinstance(m, ACONC)]
+    assert len(owned) == 4
+    assert model[0].relu is not model[2].relu
+    assert [m.num_channels for m in owned] == [4, 8, 4, 8]
+
+
+def test_module_that_only_its_caller_does_not_hold():
+    """One caller: the replacement goes to the holder."""
+
+    class Outer(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.box = nn.ModuleDict(dict(act=nn.ReLU()))
+
+        def forward(self, x):
+            return self.box['act'](self.conv(x))
+
+    model = Outer()
+    assert replaced(swap_activations(model, ACON)) == ['conv']
+    assert isinstance(model.box['act'], ACONC)
+
+
+@pytest.mark.parametrize('held', [False, True])
+def test_module_of_several_callers_that_do_not_all_hold_it(held):
+    """A replacement for one would be called by the other, unnoticed."""
+
+    class Inner(nn.Module):
+
+        def __init__(self, act):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+            self.act = [act]  # Hidden from PyTorch.
+            if held:
+                self.held = act
+
+        def forward(self, x):
+            return self.act[0](self.conv(x))
+
+    class Outer(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.own = nn.ReLU()
+            self.act = nn.ReLU()
+            self.a = Inner(self.act)
+            self.b = Inner(self.act)
+            del self.b._modules['held' if held else 'conv']
+            self.b.conv = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return self.b(self.a(self.own(self.conv(x))))
+
+    model = Outer()
+    report = swap_activations(model, ACON)
+    assert replaced(report) == ['conv']
+    assert reasons(report) == {
+        name: 'the module that calls it does not hold it'
+        for name in ('a.conv', 'b.conv')
+    }
+    assert type(model.act) is nn.ReLU
+    assert sum(isinstance(m, ACONC) for m in model.modules()) == 1
+
+
+def test_forward_that_training_makes_longer():
+    """TridentResNet: three branches in training, one in evaluation."""
+    config = dict(
+        type='mmdet.TridentResNet',
+        depth=50,
+        base_channels=8,
+        num_stages=3,
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
+        trident_dilations=(1, 2, 3),
+        out_indices=(2, ),
+        num_branch=3,
+        test_branch_idx=1)
+    model = build(config)
+    swap_activations(model, dict(type='PWLU'))
+    with pytest.raises(
+            RuntimeError,
+            match='TridentBottleneck calls an activation otherwise .*: 32 '
+            'channels in call 3, which had 128, .* exclude='):
+        model(images())
+    plain = build(config)
+    for parameter in plain.parameters():
+        if parameter.dim() > 1:  # Those of TridentConv are not initialised.
+            nn.init.normal_(parameter, std=.1)
+    model = copy.deepcopy(plain)
+    report = swap_activations(model, dict(type='PWLU'), exclude='layer3')
+    assert len(report.replaced) == 22
+    for y, wanted in zip(model(images())[0], plain(images())[0]):
+        assert torch.equal(y, wanted)
+
+
+# What is kept.
+
+def test_training_flags():
+    model = nn.Sequential(Block(), Block(), nn.ReLU())
+    model[1].conv1 = nn.Conv2d(8, 4, 3)
+    model[1].eval()
+    swap_activations(model, dict(type='MetaACON'), include='conv')
+    assert all(m.training for m in model[0].modules())
+    assert not any(m.training for m in model[1].modules())
+    assert model.training and model[2].training
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_dtype(dtype):
+    model = Block().to(dtype)
+    swap_activations(model, dict(type='MetaACON'))
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert model(images().to(dtype)).dtype == dtype
+
+
+def test_device():
+    model = Block().to('meta')
+    swap_activations(model, dict(type='MetaACON', norm_cfg=dict(type='BN')))
+    assert {p.device.type for p in model.state_dict().values()} == {'meta'}
+
+
+def test_fused_model_and_plain_one_have_the_same_modules():
+    """The caller, order and names of everything else stay."""
+    model, plain = small(ACON), small()
+    kept = [(name, type(m)) for name, m in model.named_modules()
+            if '.relu.' not in name and not name.endswith('relu')]
+    assert kept == [(name, type(m)) for name, m in plain.named_modules()
+                    if not name.endswith('relu')]
+
+
+# In configs.
+
+@pytest.fixture
+def mmdet_scope():
+    scope = DefaultScope.get_current_instance()
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield
+    assert DefaultScope.get_current_instance() is scope
+
+
+RULE = dict(act_cfg=dict(type='MetaACON'), include=r'\.conv2$')
+
+
+@pytest.mark.parametrize('make', [
+    lambda: dict(SMALL, type='SwapActivations', backbone='ResNet', swap=RULE),
+    lambda: dict(
+        SMALL, type='SwapActivations', backbone='mmdet.ResNet', swap=RULE),
+    lambda: dict(
+        SMALL,
+        type='SwapActivations',
+        backbone=MODELS.get('mmdet.ResNet'),
+        swap=RULE),
+    lambda: dict(type='SwapActivations', backbone=dict(SMALL), swap=RULE),
+    lambda: ConfigDict(type='SwapActivations', backbone=SMALL, swap=RULE),
+], ids=['name', 'scoped name', 'class', 'dict', 'config'])
+def test_backbone_of_a_config(make, mmdet_scope):
+    config = make()
+    before = copy.deepcopy(config)
+    model = MMDET_MODELS.build(config)
+    assert config == before
+    assert type(model).__name__ == 'ResNet'  # Itself, no wrapper.
+    assert sum(isinstance(m, MetaACON) for m in model.modules()) == 7
+
+
+@pytest.mark.parametrize('arguments, error, text', [
+    (dict(backbone=dict(SMALL), depth=50, out_indices=(1, )), ValueError,
+     r"got both: \['depth', 'out_indices'\] beside a dict"),
+    (dict(backbone=3), TypeError,
+     'expects backbone to be a type name or a config, got 3'),
+    (dict(backbone=dict(SMALL), swap=dict(act_cfg='ReLU')), ValueError,
+     'expects act_cfg=dict'),
+])
+def test_errors_in_configs(arguments, error, text):
+    config = dict(dict(type='SwapActivations', swap=RULE), **arguments)
+    with pytest.raises(error, match=text):
+        MODELS.build(config)
+
+
+@pytest.mark.parametrize('backbone', [
+    dict(type='SwapActivations', backbone='mmpretrain.ResNet', depth=18,
+         base_channels=8, stem_channels=8, out_indices=(1, 2, 3),
+         swap=dict(act_cfg=dict(type='PWLU'))),
+    dict(type='SwapActivations', backbone='mmpretrain.MobileNetV2',
+         widen_factor=.25, out_indices=(2, 4, 7),
+         swap=dict(act_cfg=dict(type='PWLU'), replace='ReLU6')),
+], ids=['ResNet', 'MobileNetV2'])  # yapf: disable
+def test_backbone_of_another_library_in_a_detector(backbone, mmdet_scope):
+    widths = (16, 32, 64) if backbone['backbone'].endswith('ResNet') else (
+        8, 24, 1280)
+    model = MMDET_MODELS.build(
+        dict(
+            type='RetinaNet',
+            backbone=backbone,
+            neck=dict(
+                type='FPN', in_channels=list(widths), out_channels=8,
+                num_outs=5, add_extra_convs='on_input'),
+            bbox_head=dict(
+                type='RetinaHead', num_classes=2, in_channels=8,
+                feat_channels=8, stacked_convs=1)))  # yapf: disable
+    model.init_weights()
+    assert type(model.backbone).__module__.startswith('mmpretrain')
+    classes, boxes = model(images(size=128))
+    assert len(classes) == len(boxes) == 5
+    sum(y.sum() for y in classes).backward()
+    activations = [
+        m for m in model.modules() if isinstance(m, LearnableActivation)
+    ]
+    assert len(activations) in (17, 35)
+    # init_weights leaves them at their start, and all are trained.
+    assert all(m.is_relu_form() for m in activations)
+    assert all(p.grad is not None for m in activations
+               for p in m.parameters())
+
+
+def test_swap_of_a_whole_detector(mmdet_scope):
+    """In Python a head is within reach: its site is one for all levels."""
+    model = MMDET_MODELS.build(
+        dict(
+            type='RetinaNet',
+            backbone=dict(SMALL, type='ResNet'),
+            neck=dict(type='FPN', in_channels=[32, 64], out_channels=8,
+                      num_outs=2),
+            bbox_head=dict(
+                type='RetinaHead', num_classes=2, in_channels=8,
+                feat_channels=16, stacked_convs=1,
+                anchor_generator=dict(
+                    type='AnchorGenerator', scales=[1], ratios=[1.],
+                    strides=[4, 8]))))  # yapf: disable
+    report = swap_activations(model, ACON)
+    assert replaced(report)[-2:] == [
+        'bbox_head.cls_convs.0.conv', 'bbox_head.reg_convs.0.conv'
+    ]
+    assert len(report.replaced) == 24
+    assert model.bbox_head.cls_convs[0].activate.num_channels == 16
