@@ -20,6 +20,16 @@ HOOK = dict(type='PWLURealignHook', phase1_epochs=2)
 RUN_TOY = Path(__file__).with_name('run_toy.py')
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the processes that are started: convolutions sum in an order
+    that depends on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Record(Hook):
     """Keeps a copy of the model's state before every iteration."""
 

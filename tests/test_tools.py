@@ -1,0 +1,158 @@
+"""The command line tools, as a user calls them."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FASTER_RCNN = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+RETINANET = str(ROOT / 'configs' / 'retinanet_r50_metaacon.py')
+# One epoch of two iterations, and an evaluation of four images.
+SHORT = [
+    'train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=4',
+    'train_dataloader.batch_size=2', 'val_dataloader.dataset.indices=4',
+    'test_dataloader.dataset.indices=4'
+]
+
+
+def call(folder, *arguments, **environment):
+    return subprocess.run([str(argument) for argument in arguments],
+                          cwd=folder,
+                          capture_output=True,
+                          text=True,
+                          env=dict(
+                              os.environ, OMP_NUM_THREADS='1', **environment))
+
+
+def tool(folder, name, *arguments):
+    return call(folder, sys.executable, ROOT / 'tools' / name, *arguments)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """RetinaNet with meta-ACON, two iterations."""
+    folder = tmp_path_factory.mktemp('trained')
+    done = tool(folder, 'train.py', RETINANET, '--demo', '--cfg-options',
+                *SHORT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def checkpoint_of(folder, name='retinanet_r50_metaacon-demo'):
+    return folder / 'work_dirs' / name / 'epoch_1.pth'
+
+
+def test_train_writes_a_checkpoint(trained):
+    assert checkpoint_of(trained).is_file()
+
+
+@pytest.mark.parametrize('checkpoint', ('trained', 'none'))
+def test_test_prints_metrics_last(trained, checkpoint):
+    if checkpoint == 'trained':
+        checkpoint = checkpoint_of(trained)
+    done = tool(trained, 'test.py', RETINANET, checkpoint, '--demo',
+                '--cfg-options', *SHORT[3:])
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads(done.stdout.splitlines()[-1])
+    assert 0 <= metrics['coco/bbox_mAP_50'] <= 1
+
+
+def test_resume_goes_on(trained):
+    done = tool(trained, 'train.py', RETINANET, '--demo', '--resume',
+                '--cfg-options', 'train_cfg.max_epochs=2', *SHORT[1:])
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = done.stdout + done.stderr
+    assert 'resumed epoch: 1, iter: 2' in log
+    assert 'come from the checkpoint' in log
+    assert 'Epoch(train) [2]' in log and 'Epoch(train) [1]' not in log
+
+
+@pytest.mark.parametrize('plot', ('detections', 'activations'))
+def test_plots(trained, plot):
+    out = trained / 'pictures' / f'{plot}.png'
+    done = tool(trained, f'analysis/plot_{plot}.py', RETINANET,
+                checkpoint_of(trained), '--demo', '--out', out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert out.read_bytes().startswith(b'\x89PNG')
+
+
+def test_act_on_an_installed_config(tmp_path):
+    """The activation of a config that nobody edited; PWLU realigns."""
+    done = tool(tmp_path, 'train.py', FASTER_RCNN, '--act', 'PWLU',
+                '--act-include', r'layer[34].*\.conv2$', '--demo',
+                '--cfg-options', 'train_cfg.max_epochs=2', *SHORT[1:])
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = done.stdout + done.stderr
+    assert '9 of 49 activation sites replaced' in log
+    assert 'PWLU: Phase II starts at iteration 2.' in log
+    assert checkpoint_of(
+        tmp_path, 'faster-rcnn_r50_fpn_1x_coco-PWLU-demo').is_file()
+
+
+def test_two_ranks_without_gpu(tmp_path):
+    """dist_train.sh over gloo; both ranks train one model."""
+    done = call(
+        tmp_path, 'bash', ROOT / 'tools' / 'dist_train.sh', FASTER_RCNN, 2,
+        '--act', 'PWLU', '--act-include', r'layer4.*\.conv2$', '--demo',
+        '--cfg-options', 'train_cfg.max_epochs=2',
+        'train_dataloader.dataset.indices=8', *SHORT[2:],
+        PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+        PORT='29517')
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'Phase II starts at iteration 2.' in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize('arguments, message', (
+    (('nothing.py', ), "There is no config 'nothing.py'"),
+    ((RETINANET, ), "looks for its data in 'data/coco/', and there is no "
+     'such folder'),
+    ((FASTER_RCNN, '--act-include', 'x'), '--act-include goes with --act'),
+    ((RETINANET, '--act', 'PWLU', '--demo'),
+     'whose backbone is SwapActivations already'),
+    (('mmdet::openimages/faster-rcnn_r50_fpn_32xb2-1x_openimages.py',
+      '--demo'), 'Expected a config on data of type CocoDataset'),
+))
+def test_errors_of_train(tmp_path, arguments, message):
+    done = tool(tmp_path, 'train.py', *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_missing_checkpoint_of_test(tmp_path):
+    done = tool(tmp_path, 'test.py', RETINANET, 'no.pth', '--demo')
+    assert done.returncode != 0
+    assert "There is no checkpoint 'no.pth'" in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('script', ('dist_train.sh', 'dist_test.sh'))
+def test_usage_of_scripts(tmp_path, script):
+    done = call(tmp_path, 'bash', ROOT / 'tools' / script)
+    assert done.returncode == 2
+    assert 'usage: bash tools/' in done.stderr
+
+
+def test_setup_env_refuses_unknown_arguments(tmp_path):
+    done = call(tmp_path, 'bash', ROOT / 'tools' / 'setup_env.sh', '--gpu')
+    assert done.returncode == 2
+    assert "expected no argument or --cpu, got '--gpu'" in done.stderr
+
+
+def test_setup_env_says_what_is_missing(tmp_path):
+    """Without a compiler on PATH."""
+    folder = tmp_path / 'bin'
+    folder.mkdir()
+    for name in ('bash', 'dirname'):
+        for path in os.environ['PATH'].split(':'):
+            if (Path(path) / name).is_file():
+                (folder / name).symlink_to(Path(path) / name)
+                break
+    done = call(
+        tmp_path, folder / 'bash', ROOT / 'tools' / 'setup_env.sh',
+        PATH=str(folder))
+    assert done.returncode == 1
+    assert 'no C++ compiler' in done.stderr
