@@ -1,4 +1,5 @@
 import pytest
+from mmengine.registry import DefaultScope
 
 from mm_acon.ops import extension
 from tests.utils import DEVICES
@@ -18,3 +19,11 @@ def device(request):
     extension.DEVICES = BUILT if form == 'compiled' else frozenset()
     yield name
     extension.DEVICES = BUILT
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope():
+    """A Runner leaves its scope behind, and names would be looked up in it."""
+    DefaultScope._instance_dict.clear()
+    yield
+    DefaultScope._instance_dict.clear()

@@ -5,4 +5,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup_env.sh
 .venv/bin/python -m ruff check .
-exec .venv/bin/python -m pytest "$@"
+# One process per core with one thread each; a test file stays in one process.
+export OMP_NUM_THREADS=1
+exec .venv/bin/python -m pytest -n "$(nproc)" --dist loadfile "$@"

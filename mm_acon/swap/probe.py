@@ -31,7 +31,8 @@ FUNCTIONAL_ACTIVATIONS = {
 SampleInput = Union[Tensor, Sequence[Tensor], Sequence[int]]
 
 _REMEDY = ('write sample_input=(1, channels, height, width) with a shape that '
-           'it takes, or pass the input tensors.')
+           'it takes, or pass the input tensors. Of a detector that takes '
+           'more than images swap the backbone alone.')
 
 
 @dataclass(eq=False)

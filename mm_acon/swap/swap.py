@@ -97,6 +97,15 @@ def swap_activations(module: nn.Module,
             row.reason = 'the module that calls it does not hold it'
         else:
             chosen[site] = row
+    calls: Dict[Tuple[nn.Module, nn.Module], List[Site]] = defaultdict(list)
+    for site in probed.sites:
+        calls[site.caller, site.module].append(site)
+    for sites in calls.values():
+        if (not chosen.keys() >= set(sites)
+                and any(True for _ in sites[0].module.parameters())):
+            # A PReLU: the calls left would no longer share their parameters.
+            for site in chosen.keys() & set(sites):
+                chosen.pop(site).reason = 'shares parameters with calls left'
     if not chosen:
         raise ValueError(
             f'No activation of {type(module).__name__} was chosen for '
@@ -110,9 +119,6 @@ def swap_activations(module: nn.Module,
         new = built[site] = _build(module, site, new_type, act_cfg)
         row.new = type(new).__name__
         row.parameters = sum(p.numel() for p in new.parameters())
-    calls: Dict[Tuple[nn.Module, nn.Module], List[Site]] = defaultdict(list)
-    for site in probed.sites:
-        calls[site.caller, site.module].append(site)
     replacements = [(places[sites[0]], _replacement(sites, built))
                     for sites in calls.values() if built.keys() & set(sites)]
     for holders, replacement in replacements:

@@ -37,10 +37,10 @@ class Caller(nn.Module):
         return x
 
 
-def caller():
+def caller(first_child=True):
     module = Caller()
     module.act = ActivationPerCall([Times(2), Times(3), Times(5)], module,
-                                   module.first)
+                                   module.first if first_child else None)
     return module
 
 
@@ -80,8 +80,9 @@ def test_no_call_at_all_is_none_to_confuse():
     assert module(x) == RESULT
 
 
-def test_forward_that_stopped_half_way():
-    module, x = caller(), torch.ones(1)
+@pytest.mark.parametrize('first_child', [False, True])
+def test_forward_that_stopped_half_way(first_child):
+    module, x = caller(first_child), torch.ones(1)
     handle = module.act[1].register_forward_pre_hook(lambda *unused: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         module(x)

@@ -84,15 +84,34 @@ def test_train_of_the_module_is_called():
     assert model.training and model.cache is None
 
 
-def test_residual_sum_is_named_after_the_branch():
-    model = build(
-        dict(type='mmdet.ResNet', depth=18, base_channels=8))
-    assert names(model)[:6] == [
+@pytest.mark.parametrize('forward', [
+    lambda self, x, y: y + x,
+    lambda self, x, y: x + y,  # The shortcut first, already activated.
+    lambda self, x, y: y.add_(x),
+    lambda self, x, y: torch.cat([x, y], 1),
+    lambda self, x, y: torch.cat([self.conv(y[:, :3]), y], 1),
+    lambda self, x, y: F.max_pool2d(y, 2).flatten(1),
+])
+def test_name_behind_a_sum_or_concatenation(forward):
+    """The branch of a residual sum, the newest features of a dense block."""
+
+    class Two(Toy):
+
+        def forward(self, x):
+            x = self.a(self.conv(x))
+            return self.b(self.function(self, x, self.branch(x)))
+
+    model = Two(
+        forward, branch=nn.Conv2d(4, 4, 1), a=nn.ReLU(), b=nn.ReLU())
+    assert names(model) == ['conv', 'branch']
+
+
+def test_shortcut_with_a_convolution_is_not_the_branch():
+    model = build(dict(type='mmdet.ResNet', depth=18, base_channels=8))
+    assert names(model)[:7] == [
         'conv1', 'layer1.0.conv1', 'layer1.0.conv2', 'layer1.1.conv1',
-        'layer1.1.conv2', 'layer2.0.conv1'
+        'layer1.1.conv2', 'layer2.0.conv1', 'layer2.0.conv2'
     ]
-    # conv2, not the convolution of the shortcut.
-    assert names(model)[6] == 'layer2.0.conv2'
 
 
 def test_second_site_behind_one_convolution_is_numbered():
@@ -192,6 +211,7 @@ def test_sample_for_a_first_convolution_inside():
     assert names(focus)[0] == 'stem.conv.conv'
 
     def forward(self, x):
+        assert not torch.is_grad_enabled()
         assert x.shape[1:] == (3, 224, 224)
         return self.act(self.conv(x))
 

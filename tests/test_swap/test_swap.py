@@ -258,17 +258,25 @@ def test_our_own_activations_are_replaced_by_their_name():
     assert sum(isinstance(m, PWLU) for m in model.modules()) == 15
 
 
-def test_shared_parameters_of_prelu_are_split_with_their_values():
-    """A PReLU of one number serves both widths; each call keeps it."""
+def test_shared_parameters_are_not_split():
+    """One number of a PReLU serves both calls, with one key."""
     model = Block()
     model.relu = nn.PReLU(init=.1)
-    plain = copy.deepcopy(model)
-    report = swap_activations(model, ACON, replace='PReLU', include='conv2')
-    assert replaced(report) == ['conv2']
-    assert torch.equal(model.relu[0].weight, plain.relu.weight)
-    assert model.relu[0].weight is not plain.relu.weight
-    hidden = plain.relu(plain.norm1(plain.conv1(images())))
-    assert torch.equal(model(images()), model.relu[1](plain.conv2(hidden)))
+    keys = list(model.state_dict())
+    model.act = nn.ReLU()
+    forward = model.forward
+    model.forward = lambda x: model.act(forward(x))
+    report = swap_activations(
+        model, ACON, replace=['PReLU', 'ReLU'], exclude='conv1')
+    assert replaced(report) == ['conv2#2']
+    assert reasons(report) == {
+        'conv1': 'not included',
+        'conv2': 'shares parameters with calls left'
+    }
+    assert [key for key in model.state_dict() if key in keys] == keys
+    report = swap_activations(model, ACON, replace='PReLU')
+    assert replaced(report) == ['conv1', 'conv2']
+    assert 'relu.weight' not in model.state_dict()
 
 
 def test_prelu_as_the_new_activation_gets_the_width():
@@ -406,8 +414,7 @@ def test_device():
     assert {p.device.type for p in model.state_dict().values()} == {'meta'}
 
 
-def test_fused_model_and_plain_one_have_the_same_modules():
-    """The caller, order and names of everything else stay."""
+def test_every_other_module_keeps_its_name_and_type():
     model, plain = small(ACON), small()
     kept = [(name, type(m)) for name, m in model.named_modules()
             if '.relu.' not in name and not name.endswith('relu')]
