@@ -82,12 +82,15 @@ class MetaACON(LearnableActivation):
         else:
             hidden, groups = max(self.reduction,
                                  num_channels // self.reduction), 1
-        self.fc1 = nn.Conv2d(num_channels, hidden, 1, groups=groups)
-        self.fc2 = nn.Conv2d(hidden, num_channels, 1, groups=groups)
-        if self.norm_cfg:
-            from mmcv.cnn import build_norm_layer
-            self.bn1 = build_norm_layer(self.norm_cfg, hidden)[1]
-            self.bn2 = build_norm_layer(self.norm_cfg, num_channels)[1]
+        # In the order of the calls: fuse_conv_bn takes a norm to belong to
+        # the convolution registered before it.
+        for index, size in (('1', (num_channels, hidden)),
+                            ('2', (hidden, num_channels))):
+            setattr(self, f'fc{index}', nn.Conv2d(*size, 1, groups=groups))
+            if self.norm_cfg:
+                from mmcv.cnn import build_norm_layer
+                norm = build_norm_layer(self.norm_cfg, size[1])[1]
+                setattr(self, f'bn{index}', norm)
 
     def reset_parameters(self) -> None:
         nn.init.ones_(self.p1)

@@ -108,9 +108,6 @@ def test_checkpointing_after_the_first_child_was_replaced(name):
 
 @EVERY
 def test_fusion_of_convolution_and_norm(act_cfg):
-    if act_cfg is META_WITH_NORM:
-        pytest.xfail('fuse_conv_bn pairs a norm with the convolution '
-                     'registered before it')
     model = learnt(act_cfg)
     model.eval()
     expected = run(model, images())
