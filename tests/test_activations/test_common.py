@@ -31,7 +31,10 @@ EVERY = pytest.mark.parametrize('name', ACTIVATIONS)
 # What a checkpoint of each holds, in this order.
 NORM = ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
 FC = ['p1', 'p2', 'fc1.weight', 'fc1.bias', 'fc2.weight', 'fc2.bias']
-FC_BN = FC + [f'{bn}.{key}' for bn in ('bn1', 'bn2') for key in NORM]
+# Each norm behind its convolution, which fuse_conv_bn relies on.
+FC_BN = (
+    FC[:4] + [f'bn1.{key}' for key in NORM] + FC[4:] +
+    [f'bn2.{key}' for key in NORM])
 PIECES = [
     'points', 'left_bound', 'right_bound', 'left_slope', 'right_slope',
     'running_mean', 'running_std', 'num_batches', 'phase'
