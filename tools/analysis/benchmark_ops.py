@@ -148,6 +148,8 @@ def peak_bytes(function: Callable, x: torch.Tensor, grad: torch.Tensor):
 
 def benchmark(shape, dtype, layout, args) -> List[dict]:
     device = torch.device(args.device)
+    # Otherwise the second shape is compiled for any shape.
+    torch._dynamo.reset()
     x = torch.randn(shape, device=device).to(dtype)
     if layout == 'channels_last':
         x = x.to(memory_format=torch.channels_last)
