@@ -15,7 +15,7 @@ def arguments():
 
     # Relative to this file, as setuptools wants paths.
     csrc = Path('mm_acon/ops/csrc')
-    sources = [csrc / 'ops.cpp', *sorted((csrc / 'cpu').glob('*.cpp'))]
+    sources = sorted([*csrc.glob('*.cpp'), *csrc.glob('cpu/*.cpp')])
     # No errno and no traps, so that loops become vector code. OpenMP for
     # at::parallel_for, when compiling only: linked, it would bring a second
     # OpenMP library beside torch's, whose threads get in each other's way.

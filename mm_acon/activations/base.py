@@ -105,6 +105,15 @@ class LearnableActivation(nn.Module):
             self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
+        # One line for what is nearly always so: on small maps a few calls of
+        # Python cost as much as the operator.
+        if (x.dim() < 2 or x.shape[1] != self.num_channels
+                or not x.is_floating_point()):
+            self._meet(x)
+        return self.activate(x)
+
+    def _meet(self, x: Tensor) -> None:
+        """Takes the width from a first input, refuses what does not fit."""
         check_input(x, type(self).__name__)
         if self.is_lazy:
             self._refuse_lazy_in_distributed_training()
@@ -114,7 +123,6 @@ class LearnableActivation(nn.Module):
                 f'{type(self).__name__} expects {self.num_channels} channels '
                 f'in axis 1, got x of shape {tuple(x.shape)}; write '
                 f'num_channels={x.shape[1]}.')
-        return self.activate(x)
 
     def _refuse_lazy_in_distributed_training(self) -> None:
         if (torch.is_grad_enabled() and dist.is_available()

@@ -1,12 +1,33 @@
 from typing import Optional
 
 import torch
+import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..ops import acon
 from ..ops.checks import compute_dtype
 from .base import LearnableActivation, apply_norm
+
+
+class _SpatialMean(torch.autograd.Function):
+    """Mean of (N, C, ...) over all axes but the first two: (N, C).
+
+    Its gradient is a view of N * C numbers, which autograd adds to the other
+    gradient of x in place; that of ``mean`` is one more tensor of x's size.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        return x.flatten(2).mean(2)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        area = ctx.shape[2:].numel()
+        return (grad / area).view(*grad.shape,
+                                  *[1] * (len(ctx.shape) - 2)).expand(
+                                      ctx.shape)
 
 
 @MODELS.register_module(name=['MetaACON', 'MetaAconC'])
@@ -105,18 +126,28 @@ class MetaACON(LearnableActivation):
         r""":math:`\beta = G(x)`: (N, C), (N, 1) or x's shape."""
         if self.granularity == 'pixel':
             return torch.sigmoid(x)
-        mean = x.flatten(2).mean(2) if x.dim() > 2 else x
+        mean = _SpatialMean.apply(x) if x.dim() > 2 else x
         if self.granularity == 'layer':
             # Summed over C channels, so not in half precision.
             mean = mean.to(compute_dtype(x, x))
             return torch.sigmoid(mean.sum(1, keepdim=True))
-        hidden = self._norm('bn1', self.fc1(mean[:, :, None, None].to(
-            self.fc1.weight.dtype)))
-        beta = torch.sigmoid(self._norm('bn2', self.fc2(hidden)))
-        return beta.flatten(1)
+        hidden = self._connect('1', mean.to(self.fc1.weight.dtype))
+        return torch.sigmoid(self._connect('2', hidden))
 
-    def _norm(self, name: str, x: Tensor) -> Tensor:
-        return apply_norm(getattr(self, name), x) if self.norm_cfg else x
+    def _connect(self, index: str, x: Tensor) -> Tensor:
+        """The fully connected layer of that index, and its norm."""
+        layer = getattr(self, f'fc{index}')
+        # Not layer(x): a convolution over one pixel takes several times as
+        # long as the matrix product that it is.
+        weight = layer.weight.flatten(1)
+        if self.depthwise:
+            y = x * weight.squeeze(1) + layer.bias
+        else:
+            y = F.linear(x, weight, layer.bias)
+        if self.norm_cfg:
+            norm = getattr(self, f'bn{index}')
+            y = apply_norm(norm, y[:, :, None, None]).flatten(1)
+        return y
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

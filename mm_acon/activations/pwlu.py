@@ -140,7 +140,7 @@ class PWLU(LearnableActivation):
                 and x.device.type == 'cpu'
                 and not torch.compiler.is_compiling()):
             return pwlu_table(x, *self._inference_table())
-        return pwlu(x, *self.parameters())
+        return pwlu(x, *self._parameters.values())
 
     def _inference_table(self) -> Tuple[Tensor, ...]:
         """Cached, and made again when a parameter has another value.
@@ -148,7 +148,7 @@ class PWLU(LearnableActivation):
         Values are compared, since what EMA and others write through
         ``.data`` shows in no version counter.
         """
-        now = list(self.parameters())
+        now = list(self._parameters.values())
         if self._table is None or not all(
                 old.dtype == new.dtype and torch.equal(old, new)
                 for old, new in zip(self._table[0], now)):

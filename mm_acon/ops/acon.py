@@ -4,8 +4,7 @@ from torch import Tensor
 
 from .checks import (check_device, check_input, check_parameter,
                      compute_dtype, per_channel)
-from .extension import (DEVICES, dense_like, has_kernels,
-                        refuse_second_derivative)
+from .extension import DEVICES, dense_like, has_kernels
 
 
 def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
@@ -45,7 +44,7 @@ def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
             'acon expects beta of shape (C,), (1,), (N, C), (N, 1) or the '
             f'shape of x, here {tuple(x.shape)}, got {tuple(beta.shape)}.')
     if has_kernels(x):
-        return torch.ops.mm_acon.acon(x, p1, p2, beta)
+        return torch.ops.mm_acon.acon.default(x, p1, p2, beta)
     return acon_reference(x, p1, p2, beta)
 
 
@@ -79,13 +78,3 @@ if DEVICES:
             dbeta = dense_like(x).to(beta.dtype)
         return (dense_like(x), torch.empty_like(p1.contiguous()),
                 torch.empty_like(p2.contiguous()), dbeta)
-
-    def _backward(ctx, grad):
-        return torch.ops.mm_acon.acon_backward(grad, *ctx.saved_tensors)
-
-    def _setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    torch.library.register_autograd(
-        'mm_acon::acon', _backward, setup_context=_setup_context)
-    refuse_second_derivative('acon_backward')

@@ -61,18 +61,3 @@ def dense_like(x: torch.Tensor) -> torch.Tensor:
             or not x.is_contiguous(memory_format=layout)):
         layout = torch.contiguous_format
     return torch.empty_like(x, memory_format=layout)
-
-
-def refuse_second_derivative(operator: str) -> None:
-    """Makes a backward operator an error under double backward.
-
-    Without a formula of its own autograd would go on with zeros.
-    """
-
-    def backward(ctx, *grads):
-        raise RuntimeError(
-            f'mm_acon::{operator} has no second derivative. Run the '
-            'plain-PyTorch form where one is needed: '
-            f'mm_acon.ops.{operator.split("_")[0]}_reference.')
-
-    torch.library.register_autograd(f'mm_acon::{operator}', backward)

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_input, check_parameter, compute_dtype, per_channel
-from .extension import (DEVICES, dense_like, has_kernels,
-                        refuse_second_derivative)
+from .extension import DEVICES, dense_like, has_kernels
 
 # Bounds that cross or touch while they are learnt are treated as if the
 # right one lay this far right of the left one, in forward and backward.
@@ -59,7 +58,9 @@ def pwlu(x: Tensor, points: Tensor, left_bound: Tensor, right_bound: Tensor,
                         ('left_slope', left_slope),
                         ('right_slope', right_slope)):
         check_parameter(name, value, x, 'pwlu')
-    operator = torch.ops.mm_acon.pwlu if has_kernels(x) else pwlu_reference
+    operator = (
+        torch.ops.mm_acon.pwlu.default
+        if has_kernels(x) else pwlu_reference)
     return operator(x, points, left_bound, right_bound, left_slope,
                     right_slope)
 
@@ -150,8 +151,8 @@ def pwlu_table(x: Tensor, slope: Tensor, offset: Tensor, left: Tensor,
     check_input(x, 'pwlu_table')
     check_parameter('slope', slope, x, 'pwlu_table', dim=2)
     if has_kernels(x):
-        return torch.ops.mm_acon.pwlu_table(x, slope, offset, left,
-                                            inverse_length)
+        return torch.ops.mm_acon.pwlu_table.default(x, slope, offset, left,
+                                                    inverse_length)
     dtype = compute_dtype(x, slope)
     value = x.to(dtype)
     position = (value - per_channel(left, x)) * per_channel(inverse_length, x)
@@ -177,13 +178,3 @@ if DEVICES:
     @torch.library.register_fake('mm_acon::pwlu_table')
     def _(x, slope, offset, left, inverse_length):
         return dense_like(x)
-
-    def _backward(ctx, grad):
-        return torch.ops.mm_acon.pwlu_backward(grad, *ctx.saved_tensors)
-
-    def _setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    torch.library.register_autograd(
-        'mm_acon::pwlu', _backward, setup_context=_setup_context)
-    refuse_second_derivative('pwlu_backward')

@@ -2,6 +2,7 @@
 #include <torch/library.h>
 
 #include <tuple>
+#include <vector>
 
 #include "../acon_math.h"
 #include "tiles.h"
@@ -111,6 +112,25 @@ struct Parameters {
   int64_t p1_stride, p2_stride, sample_stride = 0, channel_stride = 0;
 };
 
+// Sums of every sample and channel, brought to the shape of a parameter:
+// (C), (1), (N, C) or (N, 1).
+at::Tensor reduced(const std::vector<double>& rows,
+                   const at::Tensor& parameter, const View& view) {
+  const bool per_sample = parameter.dim() == 2;
+  const int64_t width = parameter.size(-1);
+  std::vector<double> sums(parameter.numel());
+  for (int64_t n = 0; n < view.samples; ++n) {
+    double* to = sums.data() + (per_sample ? n * width : 0);
+    const double* from = rows.data() + n * view.channels;
+    for (int64_t c = 0; c < view.channels; ++c) {
+      to[width == 1 ? 0 : c] += from[c];
+    }
+  }
+  at::Tensor result = at::empty(parameter.sizes(), at::kDouble);
+  std::copy(sums.begin(), sums.end(), result.mutable_data_ptr<double>());
+  return result.to(parameter.scalar_type());
+}
+
 at::Tensor acon_cpu(const at::Tensor& input, const at::Tensor& p1,
                     const at::Tensor& p2, const at::Tensor& beta) {
   const auto [x, view] = dense(input);
@@ -120,7 +140,7 @@ at::Tensor acon_cpu(const at::Tensor& input, const at::Tensor& p1,
       at::kHalf, at::kBFloat16, x.scalar_type(), "acon", [&] {
         using T = math_t<scalar_t>;
         const Parameters<T> parameters(p1, p2, beta, x, view);
-        const Tiles tiles(view);
+        const Tiles<scalar_t> tiles(view);
         const int64_t stride = tiles.stride();
         // In the dtype of the arithmetic, which beta may have where x is half.
         const at::Tensor b =
@@ -156,10 +176,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> acon_backward_cpu(
   const auto [x, view] = dense(input);
   const at::Tensor grad = like(grad_output, x, view);
   at::Tensor dx = at::empty_like(x), dbeta;
-  const Tiles tiles(view);
-  // Sums per sample, channel and chunk of a row; 3 numbers each.
-  at::Tensor sums =
-      at::zeros({view.samples, view.channels, tiles.chunks, 3}, at::kDouble);
+  // Of every sample and channel: the sums that give dp1, dp2 and dbeta.
+  const int64_t rows = view.samples * view.channels;
+  std::vector<double> to_p1(rows), to_p2(rows), to_beta(rows);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, x.scalar_type(), "acon_backward", [&] {
         using T = math_t<scalar_t>;
@@ -169,6 +188,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> acon_backward_cpu(
               x, x.options().dtype(c10::CppTypeToScalarType<T>::value));
         }
         if (x.numel() == 0) return;
+        const Tiles<scalar_t> tiles(view);
+        // Three sums per sample, channel and chunk of a row.
+        std::vector<double> sums(rows * tiles.chunks * 3);
         const int64_t stride = tiles.stride();
         // In the dtype of the arithmetic, which beta may have where x is half.
         const at::Tensor b =
@@ -181,7 +203,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> acon_backward_cpu(
         scalar_t* dx_data = dx.mutable_data_ptr<scalar_t>();
         T* db_data = parameters.per_element ? dbeta.mutable_data_ptr<T>()
                                             : nullptr;
-        double* sums_data = sums.mutable_data_ptr<double>();
         tiles.for_blocks([&](int64_t n, int64_t c, int64_t chunk, int64_t p,
                              int length) {
           T x_buffer[kBlock], g_buffer[kBlock], dx_buffer[kBlock];
@@ -191,8 +212,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> acon_backward_cpu(
           const T* g = load(g_data + at, stride, length, g_buffer);
           T* to = target(dx_data + at, stride, dx_buffer);
           const T p2_here = parameters.p2(c), d = parameters.p1(c) - p2_here;
-          double* row = sums_data +
-                        ((n * view.channels + c) * tiles.chunks + chunk) * 3;
+          double* row =
+              sums.data() +
+              ((n * view.channels + c) * tiles.chunks + chunk) * 3;
           if (parameters.per_element) {
             T* to_beta = target(db_data + at, stride, db_buffer);
             backward_block_pixel(
@@ -205,21 +227,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> acon_backward_cpu(
           }
           store(to, dx_data + at, stride, length);
         });
+        for (int64_t row = 0; row < rows; ++row) {
+          for (int64_t chunk = 0; chunk < tiles.chunks; ++chunk) {
+            const double* sum = sums.data() + (row * tiles.chunks + chunk) * 3;
+            to_p1[row] += sum[0];
+            to_p2[row] += sum[1] - sum[0];
+            to_beta[row] += sum[2];
+          }
+        }
       });
-  const at::Tensor rows = sums.sum(2);
-  const at::Tensor to_p1 = rows.select(2, 0);
-  const at::Tensor to_p2 = rows.select(2, 1) - to_p1;
-  if (dbeta.defined()) {
-    dbeta = dbeta.to(beta.scalar_type()).view_as(beta);
-  } else if (beta.dim() == 2) {
-    const at::Tensor to_beta = rows.select(2, 2);
-    dbeta = (beta.size(1) == 1 ? to_beta.sum(1, true) : to_beta)
-                .to(beta.scalar_type())
-                .contiguous();
-  } else {
-    dbeta = sum_to(rows.select(2, 2), beta);
-  }
-  return {dx, sum_to(to_p1, p1), sum_to(to_p2, p2), dbeta};
+  return {dx, reduced(to_p1, p1, view), reduced(to_p2, p2, view),
+          dbeta.defined() ? dbeta.to(beta.scalar_type()).view_as(beta)
+                          : reduced(to_beta, beta, view)};
 }
 
 }  // namespace

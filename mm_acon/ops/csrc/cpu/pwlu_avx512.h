@@ -25,154 +25,178 @@ inline bool available() {
 struct Table {
   __m512 low, high;
 
-  MM_ACON_AVX512 explicit Table(const float* numbers)
-      : low(_mm512_loadu_ps(numbers)), high(_mm512_loadu_ps(numbers + 16)) {}
+  // The first `count` numbers; `rest` stands behind them.
+  MM_ACON_AVX512 Table(const float* numbers, int count, float rest = 0.f) {
+    const uint64_t mask = (uint64_t(1) << count) - 1;
+    const __m512 fill = _mm512_set1_ps(rest);
+    low = _mm512_mask_loadu_ps(fill, static_cast<__mmask16>(mask), numbers);
+    high = _mm512_mask_loadu_ps(fill, static_cast<__mmask16>(mask >> 16),
+                                numbers + 16);
+  }
 
   MM_ACON_AVX512 __m512 operator[](__m512i index) const {
     return _mm512_permutex2var_ps(low, index, high);
   }
 };
 
-// A channel's numbers, padded to whole registers.
-struct Padded {
-  float knot[kMaxPieces], start[kMaxPieces], slope[kMaxPieces];
-  float from[kMaxPieces], to[kMaxPieces];
+// Finds pieces by the same steps as PwluPieces<float>::find.
+struct Finder {
+  Table from, to;
+  __m512 left, inverse, last;
 
-  explicit Padded(const PwluPieces<float>& pieces) {
-    for (int j = 0; j < kMaxPieces; ++j) {
-      const int k = j <= pieces.last ? j : pieces.last;
-      knot[j] = pieces.knot[k];
-      start[j] = pieces.start[k];
-      slope[j] = pieces.slope[k];
-      // Where piece j ends on either side; no number lies beyond the outer
-      // ones, and no comparison with NaN holds.
-      from[j] = k == 0 ? -std::numeric_limits<float>::infinity() : knot[j];
-      to[j] = k == pieces.last ? std::numeric_limits<float>::quiet_NaN()
-                               : pieces.knot[k + 1];
-    }
+  MM_ACON_AVX512 explicit Finder(const PwluPieces<float>& pieces)
+      : from(pieces.knot, pieces.last + 1),
+        // Where the pieces end. No comparison with NaN holds, so that nothing
+        // lies right of the last one.
+        to(pieces.knot + 1, pieces.last,
+           std::numeric_limits<float>::quiet_NaN()),
+        left(_mm512_set1_ps(pieces.left)),
+        inverse(_mm512_set1_ps(pieces.inverse_length)),
+        last(_mm512_set1_ps(static_cast<float>(pieces.last))) {
+    from.low = _mm512_mask_mov_ps(
+        from.low, 1,
+        _mm512_set1_ps(-std::numeric_limits<float>::infinity()));
+  }
+
+  MM_ACON_AVX512 __m512i operator()(__m512 x) const {
+    const __m512i one = _mm512_set1_epi32(1);
+    __m512 position = _mm512_add_ps(
+        _mm512_mul_ps(_mm512_sub_ps(x, left), inverse), _mm512_set1_ps(1.f));
+    // max gives its second operand for NaN.
+    position = _mm512_max_ps(position, _mm512_setzero_ps());
+    position = _mm512_min_ps(position, last);
+    __m512i j = _mm512_cvttps_epi32(position);
+    j = _mm512_mask_sub_epi32(j, _mm512_cmp_ps_mask(x, from[j], _CMP_LT_OQ),
+                              j, one);
+    return _mm512_mask_add_epi32(
+        j, _mm512_cmp_ps_mask(x, to[j], _CMP_GE_OQ), j, one);
   }
 };
 
-// The same steps as PwluPieces<float>::find.
-MM_ACON_AVX512 inline __m512i find(__m512 x, __m512 left, __m512 inverse,
-                                   __m512 last, const Table& from,
-                                   const Table& to) {
-  __m512 position = _mm512_add_ps(
-      _mm512_mul_ps(_mm512_sub_ps(x, left), inverse), _mm512_set1_ps(1.f));
-  // max gives its second operand for NaN.
-  position = _mm512_max_ps(position, _mm512_setzero_ps());
-  position = _mm512_min_ps(position, last);
-  __m512i j = _mm512_cvttps_epi32(position);
-  const __m512i one = _mm512_set1_epi32(1);
-  j = _mm512_mask_sub_epi32(j, _mm512_cmp_ps_mask(x, from[j], _CMP_LT_OQ), j,
-                            one);
-  return _mm512_mask_add_epi32(j, _mm512_cmp_ps_mask(x, to[j], _CMP_GE_OQ), j,
-                               one);
+// The first n lanes, of which a register has 16 at most. Masked loads and
+// stores are for the end of a row alone: where the memory is in no cache they
+// cost twice as much as ordinary ones.
+inline __mmask16 lanes(int n) {
+  return n >= 16 ? 0xffff : static_cast<__mmask16>((1 << n) - 1);
 }
 
-// The functions below do whole registers and return how many elements that
-// was. Masked stores at the end would be simpler, but a masked store to memory
-// that is in no cache costs several times an ordinary one.
+MM_ACON_AVX512 inline __m512 load(const float* from, int n) {
+  return n >= 16 ? _mm512_loadu_ps(from)
+                 : _mm512_maskz_loadu_ps(lanes(n), from);
+}
 
-MM_ACON_AVX512 inline int forward(const float* x, float* y, int n,
-                                  const PwluPieces<float>& pieces) {
-  const Padded padded(pieces);
-  const Table knot(padded.knot), start(padded.start), slope(padded.slope),
-      from(padded.from), to(padded.to);
-  const __m512 left = _mm512_set1_ps(pieces.left),
-               inverse = _mm512_set1_ps(pieces.inverse_length),
-               last = _mm512_set1_ps(static_cast<float>(pieces.last));
-  int i = 0;
-  for (; i + 16 <= n; i += 16) {
-    const __m512 v = _mm512_loadu_ps(x + i);
-    const __m512i j = find(v, left, inverse, last, from, to);
-    const __m512 line = _mm512_mul_ps(_mm512_sub_ps(v, knot[j]), slope[j]);
-    _mm512_storeu_ps(y + i, _mm512_add_ps(line, start[j]));
+MM_ACON_AVX512 inline void store(float* to, __m512 value, int n) {
+  if (n >= 16) {
+    _mm512_storeu_ps(to, value);
+  } else {
+    _mm512_mask_storeu_ps(to, lanes(n), value);
   }
-  return i;
 }
 
-// Adds a block's sums for pieces first to first + kBins - 1 to bins.
+MM_ACON_AVX512 inline void forward(const float* x, float* y, int n,
+                                   const PwluPieces<float>& pieces) {
+  const int count = pieces.last + 1;
+  const Finder find(pieces);
+  const Table knot(pieces.knot, count), start(pieces.start, count),
+      slope(pieces.slope, count);
+  for (int i = 0; i < n; i += 16) {
+    const __m512 v = load(x + i, n - i);
+    const __m512i j = find(v);
+    const __m512 line = _mm512_mul_ps(_mm512_sub_ps(v, knot[j]), slope[j]);
+    store(y + i, _mm512_add_ps(line, start[j]), n - i);
+  }
+}
+
+// Adds up the gradients and moments of the pieces first to first + kBins - 1,
+// lane by lane. Fetches what `next` points to, since memory would idle.
 template <int kBins>
 MM_ACON_AVX512 inline void add_to_bins(const int32_t* piece, const float* grad,
                                        const float* moment, int n, int first,
-                                       int count, double* bins) {
-  __m512 sums[kBins], moments[kBins];
-  for (int b = 0; b < kBins; ++b) sums[b] = moments[b] = _mm512_setzero_ps();
+                                       __m512* sums, __m512* moments,
+                                       const float* next) {
+  __m512 s[kBins], m[kBins];
+  for (int b = 0; b < kBins; ++b) s[b] = sums[first + b];
+  for (int b = 0; b < kBins; ++b) m[b] = moments[first + b];
+  const __m512 one = _mm512_set1_ps(1.f);
   for (int i = 0; i < n; i += 16) {
-    const __m512 g = _mm512_loadu_ps(grad + i);
-    const __m512 m = _mm512_loadu_ps(moment + i);
+    const __m512 to_sum = load(grad + i, n - i);
+    const __m512 to_moment = _mm512_loadu_ps(moment + i);
     const __m512i j = _mm512_loadu_si512(piece + i);
+    __builtin_prefetch(next + i);
 #pragma GCC unroll 16
     for (int b = 0; b < kBins; ++b) {
       const __mmask16 here =
           _mm512_cmpeq_epi32_mask(j, _mm512_set1_epi32(first + b));
-      sums[b] = _mm512_mask_add_ps(sums[b], here, sums[b], g);
-      moments[b] = _mm512_mask_add_ps(moments[b], here, moments[b], m);
+      s[b] = _mm512_mask_add_ps(s[b], here, s[b], to_sum);
+      // An addition too, for the units that additions leave idle.
+      m[b] = _mm512_mask3_fmadd_ps(to_moment, one, m[b], here);
     }
   }
-  for (int b = 0; b < kBins && first + b < count; ++b) {
-    bins[first + b] += _mm512_reduce_add_ps(sums[b]);
-    bins[count + first + b] += _mm512_reduce_add_ps(moments[b]);
-  }
+  for (int b = 0; b < kBins; ++b) sums[first + b] = s[b];
+  for (int b = 0; b < kBins; ++b) moments[first + b] = m[b];
 }
 
-// piece and moment: room for n numbers each.
-MM_ACON_AVX512 inline int backward(const float* grad, const float* x,
-                                   float* dx, int n,
-                                   const PwluPieces<float>& pieces,
-                                   int32_t* piece, float* moment,
-                                   double* bins) {
-  const Padded padded(pieces);
-  const Table knot(padded.knot), slope(padded.slope), from(padded.from),
-      to(padded.to);
-  const __m512 left = _mm512_set1_ps(pieces.left),
-               inverse = _mm512_set1_ps(pieces.inverse_length),
-               last = _mm512_set1_ps(static_cast<float>(pieces.last));
-  int i = 0;
-  for (; i + 16 <= n; i += 16) {
-    const __m512 g = _mm512_loadu_ps(grad + i), v = _mm512_loadu_ps(x + i);
-    const __m512i j = find(v, left, inverse, last, from, to);
-    _mm512_storeu_ps(dx + i, _mm512_mul_ps(g, slope[j]));
-    _mm512_storeu_ps(moment + i, _mm512_mul_ps(g, _mm512_sub_ps(v, knot[j])));
-    _mm512_storeu_si512(piece + i, j);
-  }
+// bins: for every piece the sum of g, then for every piece that of
+// g (x - knot).
+MM_ACON_AVX512 inline void backward(const float* grad, const float* x,
+                                    float* dx, int n,
+                                    const PwluPieces<float>& pieces,
+                                    float* bins) {
   // Comparing and adding whole registers, piece by piece, is faster than one
   // scattered addition per element. Nine pieces at a time fill the registers.
-  constexpr int kBins = 9;
+  constexpr int kBins = 9, kStep = 512;
   const int count = pieces.last + 1;
-  for (int first = 0; first < count; first += kBins) {
-    add_to_bins<kBins>(piece, grad, moment, i, first, count, bins);
+  const Finder find(pieces);
+  const Table knot(pieces.knot, count), slope(pieces.slope, count);
+  __m512 sums[kMaxPieces + kBins], moments[kMaxPieces + kBins];
+  for (int j = 0; j < count + kBins; ++j) {
+    sums[j] = moments[j] = _mm512_setzero_ps();
   }
-  return i;
+  int32_t piece[kStep];
+  float moment[kStep];
+  for (int at = 0; at < n; at += kStep) {
+    const int step = n - at < kStep ? n - at : kStep;
+    for (int i = 0; i < step; i += 16) {
+      const __m512 g = load(grad + at + i, step - i);
+      const __m512 v = load(x + at + i, step - i);
+      const __m512i j = find(v);
+      store(dx + at + i, _mm512_mul_ps(g, slope[j]), step - i);
+      _mm512_storeu_ps(moment + i,
+                       _mm512_mul_ps(g, _mm512_sub_ps(v, knot[j])));
+      // Lanes behind the end belong to no piece.
+      _mm512_storeu_si512(
+          piece + i, _mm512_mask_mov_epi32(_mm512_set1_epi32(-1),
+                                           lanes(step - i), j));
+    }
+    for (int first = 0; first < count; first += kBins) {
+      add_to_bins<kBins>(piece, grad + at, moment, step, first, sums,
+                         moments, (first == 0 ? x : grad) + at + kStep);
+    }
+  }
+  for (int j = 0; j < count; ++j) {
+    bins[j] += _mm512_reduce_add_ps(sums[j]);
+    bins[count + j] += _mm512_reduce_add_ps(moments[j]);
+  }
 }
 
-MM_ACON_AVX512 inline int table(const float* x, float* y, int n,
-                                const float* slope_numbers,
-                                const float* offset_numbers, float left,
-                                float inverse_length, int last_piece) {
-  float slopes[kMaxPieces], offsets[kMaxPieces];
-  for (int j = 0; j < kMaxPieces; ++j) {
-    const int k = j <= last_piece ? j : last_piece;
-    slopes[j] = slope_numbers[k];
-    offsets[j] = offset_numbers[k];
-  }
-  const Table slope(slopes), offset(offsets);
+MM_ACON_AVX512 inline void table(const float* x, float* y, int n,
+                                 const float* slope_numbers,
+                                 const float* offset_numbers, float left,
+                                 float inverse_length, int last_piece) {
+  const Table slope(slope_numbers, last_piece + 1),
+      offset(offset_numbers, last_piece + 1);
   const __m512 one = _mm512_set1_ps(1.f), zero = _mm512_setzero_ps(),
                from = _mm512_set1_ps(left),
                inverse = _mm512_set1_ps(inverse_length),
                last = _mm512_set1_ps(static_cast<float>(last_piece));
-  int i = 0;
-  for (; i + 16 <= n; i += 16) {
-    const __m512 v = _mm512_loadu_ps(x + i);
+  for (int i = 0; i < n; i += 16) {
+    const __m512 v = load(x + i, n - i);
     __m512 position =
         _mm512_add_ps(_mm512_mul_ps(_mm512_sub_ps(v, from), inverse), one);
     position = _mm512_min_ps(_mm512_max_ps(position, zero), last);
     const __m512i j = _mm512_cvttps_epi32(position);
-    _mm512_storeu_ps(y + i,
-                     _mm512_add_ps(_mm512_mul_ps(slope[j], v), offset[j]));
+    store(y + i, _mm512_add_ps(_mm512_mul_ps(slope[j], v), offset[j]), n - i);
   }
-  return i;
 }
 
 }  // namespace avx512

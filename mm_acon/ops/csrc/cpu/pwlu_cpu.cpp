@@ -38,7 +38,7 @@ MM_ACON_HD void backward_loop(const T* grad, const T* x, T* dx, int n,
 // copies of the bins, so that no addition waits for the one before.
 template <typename T>
 void add_to_bins(const int32_t* piece, const T* pairs, int n, int count,
-                 double* bins) {
+                 T* bins) {
   typedef T Pair __attribute__((vector_size(2 * sizeof(T))));
   constexpr int kCopies = 8, kMaxPieces = 64;
   if (count > kMaxPieces) {
@@ -105,51 +105,50 @@ bool fits_registers(int last) {
 
 void forward_block(const float* x, float* y, int n,
                    const PwluPieces<float>& pieces) {
-  int done = 0;
 #if defined(MM_ACON_HAS_AVX512_PATH)
-  if (fits_registers(pieces.last)) done = avx512::forward(x, y, n, pieces);
+  if (fits_registers(pieces.last)) return avx512::forward(x, y, n, pieces);
 #endif
-  if (done < n) forward_any(x + done, y + done, n - done, pieces);
+  forward_any(x, y, n, pieces);
 }
 void forward_block(const double* x, double* y, int n,
                    const PwluPieces<double>& pieces) {
   forward_loop(x, y, n, pieces);
 }
-void backward_block(const float* grad, const float* x, float* dx, int n,
-                    const PwluPieces<float>& pieces, double* bins) {
+template <typename T, typename Loop>
+void backward_by_blocks(const T* grad, const T* x, T* dx, int n,
+                        const PwluPieces<T>& pieces, T* bins,
+                        const Loop& loop) {
   int32_t piece[kBlock];
-  float pairs[2 * kBlock];
-  int done = 0;
+  T pairs[2 * kBlock];
+  for (int i = 0; i < n; i += kBlock) {
+    const int length = std::min(kBlock, n - i);
+    loop(grad + i, x + i, dx + i, length, pieces, piece, pairs);
+    add_to_bins(piece, pairs, length, pieces.last + 1, bins);
+  }
+}
+
+void backward_block(const float* grad, const float* x, float* dx, int n,
+                    const PwluPieces<float>& pieces, float* bins) {
 #if defined(MM_ACON_HAS_AVX512_PATH)
   if (fits_registers(pieces.last)) {
-    done = avx512::backward(grad, x, dx, n, pieces, piece, pairs, bins);
+    return avx512::backward(grad, x, dx, n, pieces, bins);
   }
 #endif
-  if (done == n) return;
-  backward_any(grad + done, x + done, dx + done, n - done, pieces, piece,
-               pairs);
-  add_to_bins(piece, pairs, n - done, pieces.last + 1, bins);
+  backward_by_blocks(grad, x, dx, n, pieces, bins, backward_any);
 }
 void backward_block(const double* grad, const double* x, double* dx, int n,
                     const PwluPieces<double>& pieces, double* bins) {
-  int32_t piece[kBlock];
-  double pairs[2 * kBlock];
-  backward_loop(grad, x, dx, n, pieces, piece, pairs);
-  add_to_bins(piece, pairs, n, pieces.last + 1, bins);
+  backward_by_blocks(grad, x, dx, n, pieces, bins, backward_loop<double>);
 }
 void table_block(const float* x, float* y, int n, const float* slope,
                  const float* offset, float left, float inverse_length,
                  int last) {
-  int done = 0;
 #if defined(MM_ACON_HAS_AVX512_PATH)
   if (fits_registers(last)) {
-    done = avx512::table(x, y, n, slope, offset, left, inverse_length, last);
+    return avx512::table(x, y, n, slope, offset, left, inverse_length, last);
   }
 #endif
-  if (done < n) {
-    table_any(x + done, y + done, n - done, slope, offset, left,
-              inverse_length, last);
-  }
+  table_any(x, y, n, slope, offset, left, inverse_length, last);
 }
 void table_block(const double* x, double* y, int n, const double* slope,
                  const double* offset, double left, double inverse_length,
@@ -157,41 +156,49 @@ void table_block(const double* x, double* y, int n, const double* slope,
   table_loop(x, y, n, slope, offset, left, inverse_length, last);
 }
 
-// Units: channels that have numbers of their own, or 1.
-int64_t count_units(std::initializer_list<at::Tensor> parameters) {
-  int64_t units = 1;
-  for (const auto& parameter : parameters) {
-    units = std::max(units, parameter.size(0));
-  }
-  return units;
-}
-
-// The tables of PwluPieces, one row per unit.
+// The parameters as T. Units are channels that have numbers of their own, or
+// all channels as one.
 template <typename T>
-at::Tensor piece_tables(const at::Tensor& points, const at::Tensor& left_bound,
-                        const at::Tensor& right_bound,
-                        const at::Tensor& left_slope,
-                        const at::Tensor& right_slope) {
-  const auto type = c10::CppTypeToScalarType<T>::value;
-  const int64_t units = count_units(
-      {points, left_bound, right_bound, left_slope, right_slope});
-  const int64_t values = points.size(1);
-  const at::Tensor y = points.to(type).expand({units, values}).contiguous();
-  const at::Tensor rest = at::stack({left_bound.expand(units).to(type),
-                                     right_bound.expand(units).to(type),
-                                     left_slope.expand(units).to(type),
-                                     right_slope.expand(units).to(type)});
-  const int intervals = static_cast<int>(values - 1);
-  const int64_t size = PwluPieces<T>::table_size(intervals);
-  at::Tensor tables = at::empty({units, size}, y.options());
-  const T* r = rest.const_data_ptr<T>();
-  for (int64_t u = 0; u < units; ++u) {
-    PwluPieces<T>::fill(y.const_data_ptr<T>() + u * values, r[u],
-                        r[units + u], r[2 * units + u], r[3 * units + u],
-                        intervals, tables.mutable_data_ptr<T>() + u * size);
+struct Parameters {
+  Parameters(const at::Tensor& points, const at::Tensor& left_bound,
+             const at::Tensor& right_bound, const at::Tensor& left_slope,
+             const at::Tensor& right_slope)
+      : intervals(static_cast<int>(points.size(1) - 1)) {
+    const at::Tensor* given[] = {&points, &left_bound, &right_bound,
+                                 &left_slope, &right_slope};
+    for (int i = 0; i < 5; ++i) {
+      held[i] = given[i]->to(c10::CppTypeToScalarType<T>::value).contiguous();
+      units = std::max(units, held[i].size(0));
+      data[i] = held[i].template const_data_ptr<T>();
+    }
   }
-  return tables;
-}
+
+  T number(int i, int64_t unit) const {
+    return data[i][held[i].size(0) == 1 ? 0 : unit];
+  }
+
+  bool clamped(int64_t unit) const {
+    return number(2, unit) - number(1, unit) < T(kMinWidth);
+  }
+
+  // The tables of PwluPieces, one row per unit.
+  std::vector<T> tables() const {
+    const int64_t size = PwluPieces<T>::table_size(intervals);
+    std::vector<T> result(units * size);
+    for (int64_t u = 0; u < units; ++u) {
+      const int64_t row = held[0].size(0) == 1 ? 0 : u;
+      PwluPieces<T>::fill(data[0] + row * (intervals + 1), number(1, u),
+                          number(2, u), number(3, u), number(4, u), intervals,
+                          result.data() + u * size);
+    }
+    return result;
+  }
+
+  int intervals;
+  int64_t units = 1;
+  at::Tensor held[5];
+  const T* data[5];
+};
 
 at::Tensor pwlu_cpu(const at::Tensor& input, const at::Tensor& points,
                     const at::Tensor& left_bound,
@@ -201,15 +208,16 @@ at::Tensor pwlu_cpu(const at::Tensor& input, const at::Tensor& points,
   const auto [x, view] = dense(input);
   at::Tensor y = at::empty_like(x);
   if (x.numel() == 0) return y;
-  const int intervals = static_cast<int>(points.size(1) - 1);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, x.scalar_type(), "pwlu", [&] {
         using T = math_t<scalar_t>;
-        const at::Tensor tables = piece_tables<T>(
-            points, left_bound, right_bound, left_slope, right_slope);
-        const T* table = tables.const_data_ptr<T>();
-        const int64_t row = tables.size(0) == 1 ? 0 : tables.size(1);
-        const Tiles tiles(view);
+        const Parameters<T> parameters(points, left_bound, right_bound,
+                                       left_slope, right_slope);
+        const int intervals = parameters.intervals;
+        const std::vector<T> tables = parameters.tables();
+        const int64_t row =
+            parameters.units == 1 ? 0 : PwluPieces<T>::table_size(intervals);
+        const Tiles<scalar_t> tiles(view);
         const int64_t stride = tiles.stride();
         const scalar_t* x_data = x.const_data_ptr<scalar_t>();
         scalar_t* y_data = y.mutable_data_ptr<scalar_t>();
@@ -220,7 +228,7 @@ at::Tensor pwlu_cpu(const at::Tensor& input, const at::Tensor& points,
           const T* from = load(x_data + at, stride, length, x_buffer);
           T* to = target(y_data + at, stride, y_buffer);
           forward_block(from, to, length,
-                        PwluPieces<T>(table + c * row, intervals));
+                        PwluPieces<T>(tables.data() + c * row, intervals));
           store(to, y_data + at, stride, length);
         });
       });
@@ -235,27 +243,28 @@ pwlu_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                   const at::Tensor& right_slope) {
   const auto [x, view] = dense(input);
   const at::Tensor grad = like(grad_output, x, view);
-  at::Tensor dx = at::empty_like(x);
-  const int intervals = static_cast<int>(points.size(1) - 1);
-  const int64_t units = count_units(
-      {points, left_bound, right_bound, left_slope, right_slope});
-  const int64_t bins = 2 * (intervals + 2);
-  const Tiles tiles(view);
-  at::Tensor sums = at::zeros(
-      {view.samples, view.channels, tiles.chunks, bins}, at::kDouble);
-  if (x.numel() != 0) {
-    AT_DISPATCH_FLOATING_TYPES_AND2(
-        at::kHalf, at::kBFloat16, x.scalar_type(), "pwlu_backward", [&] {
-          using T = math_t<scalar_t>;
-          const at::Tensor tables = piece_tables<T>(
-              points, left_bound, right_bound, left_slope, right_slope);
-          const T* table = tables.const_data_ptr<T>();
-          const int64_t row = units == 1 ? 0 : tables.size(1);
+  at::Tensor dx = at::empty_like(x), gradients;
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, x.scalar_type(), "pwlu_backward", [&] {
+        using T = math_t<scalar_t>;
+        const Parameters<T> parameters(points, left_bound, right_bound,
+                                       left_slope, right_slope);
+        const int intervals = parameters.intervals;
+        const int64_t units = parameters.units, bins = 2 * (intervals + 2);
+        const Tiles<scalar_t> tiles(view);
+        const int64_t rows = view.samples * tiles.chunks;
+        const at::Tensor sums =
+            at::empty({view.channels, rows, bins},
+                      c10::CppTypeToScalarType<T>::value);
+        T* sums_data = sums.mutable_data_ptr<T>();
+        const std::vector<T> tables = parameters.tables();
+        const int64_t table_size = PwluPieces<T>::table_size(intervals);
+        if (x.numel() != 0) {
+          const int64_t row = units == 1 ? 0 : table_size;
           const int64_t stride = tiles.stride();
           const scalar_t* x_data = x.const_data_ptr<scalar_t>();
           const scalar_t* g_data = grad.const_data_ptr<scalar_t>();
           scalar_t* dx_data = dx.mutable_data_ptr<scalar_t>();
-          double* sums_data = sums.mutable_data_ptr<double>();
           tiles.for_blocks([&](int64_t n, int64_t c, int64_t chunk, int64_t p,
                                int length) {
             T x_buffer[kBlock], g_buffer[kBlock], dx_buffer[kBlock];
@@ -263,40 +272,45 @@ pwlu_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
             const T* from = load(x_data + at, stride, length, x_buffer);
             const T* g = load(g_data + at, stride, length, g_buffer);
             T* to = target(dx_data + at, stride, dx_buffer);
-            backward_block(
-                g, from, to, length,
-                PwluPieces<T>(table + c * row, intervals),
-                sums_data +
-                    ((n * view.channels + c) * tiles.chunks + chunk) * bins);
+            T* sum =
+                sums_data + (c * rows + n * tiles.chunks + chunk) * bins;
+            if (p == chunk * kChunk) std::fill(sum, sum + bins, T(0));
+            backward_block(g, from, to, length,
+                           PwluPieces<T>(tables.data() + c * row, intervals),
+                           sum);
             store(to, dx_data + at, stride, length);
           });
+        }
+        gradients = at::empty({units, intervals + 5}, at::kDouble);
+        double* to = gradients.mutable_data_ptr<double>();
+        const int64_t rows_of_unit = units == 1 ? view.channels * rows : rows;
+        at::parallel_for(0, units, 32, [&](int64_t first, int64_t end) {
+          std::vector<double> sum(bins);
+          for (int64_t u = first; u < end; ++u) {
+            const T* from = sums_data + u * rows_of_unit * bins;
+            std::fill(sum.begin(), sum.end(), 0.);
+            for (int64_t r = 0; r < rows_of_unit; ++r) {
+              for (int64_t i = 0; i < bins; ++i) sum[i] += from[r * bins + i];
+            }
+            pwlu_parameter_gradients(
+                sum.data(), tables.data() + u * table_size,
+                parameters.clamped(u), intervals, to + u * (intervals + 5));
+          }
         });
-  }
-  at::Tensor per_unit = sums.sum(std::vector<int64_t>{0, 2});
-  if (units == 1) per_unit = per_unit.sum(0, true);
-  per_unit = per_unit.contiguous();
-  const at::Tensor tables = piece_tables<double>(
-      points, left_bound, right_bound, left_slope, right_slope);
-  const at::Tensor clamped =
-      (right_bound - left_bound < kMinWidth).expand(units).contiguous();
-  at::Tensor gradients = at::empty({units, intervals + 5}, at::kDouble);
-  for (int64_t u = 0; u < units; ++u) {
-    pwlu_parameter_gradients(
-        per_unit.const_data_ptr<double>() + u * bins,
-        tables.const_data_ptr<double>() + u * tables.size(1),
-        clamped.const_data_ptr<bool>()[u], intervals,
-        gradients.mutable_data_ptr<double>() + u * (intervals + 5));
-  }
+      });
+  const int64_t values = points.size(1);
   // A parameter with one row for all units gets the sum over them.
   const auto finish = [&](at::Tensor gradient, const at::Tensor& parameter) {
-    if (parameter.size(0) != units) gradient = gradient.sum(0, true);
+    if (parameter.size(0) != gradients.size(0)) {
+      gradient = gradient.sum(0, true);
+    }
     return gradient.to(parameter.scalar_type()).contiguous();
   };
   const auto column = [&](int64_t i, const at::Tensor& parameter) {
-    return finish(gradients.select(1, intervals + 1 + i), parameter);
+    return finish(gradients.select(1, values + i), parameter);
   };
   return {dx,
-          finish(gradients.narrow(1, 0, intervals + 1), points),
+          finish(gradients.narrow(1, 0, values), points),
           column(0, left_bound),
           column(1, right_bound),
           column(2, left_slope),
@@ -318,7 +332,7 @@ at::Tensor pwlu_table_cpu(const at::Tensor& input, const at::Tensor& slope,
         const at::Tensor b = offset.to(type).contiguous();
         const at::Tensor l = left.to(type).contiguous();
         const at::Tensor s = inverse_length.to(type).contiguous();
-        const Tiles tiles(view);
+        const Tiles<scalar_t> tiles(view);
         const int64_t stride = tiles.stride();
         const int64_t unit = slope.size(0) == 1 ? 0 : 1;
         const scalar_t* x_data = x.const_data_ptr<scalar_t>();

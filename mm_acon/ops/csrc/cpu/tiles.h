@@ -24,11 +24,13 @@
 
 namespace mm_acon {
 
-// Elements computed at a time; input, output and gradient stay in the L1
-// cache. In channels_last memory a tile takes a cache line of channels.
+// Elements in a buffer for numbers that have to be converted or gathered;
+// input, output and gradient stay in the L1 cache. In channels_last memory a
+// tile takes a cache line of channels.
 constexpr int kBlock = 1024, kBlockChannelsLast = 128, kTileChannels = 16;
 constexpr int64_t kChunk = 16 * kBlock;
 
+template <typename scalar_t>
 struct Tiles {
   explicit Tiles(const View& view)
       : view(view),
@@ -42,7 +44,11 @@ struct Tiles {
   // row, the blocks of a row and chunk in order on one thread.
   template <typename F>
   void for_blocks(const F& f) const {
-    const int block = view.channels_last ? kBlockChannelsLast : kBlock;
+    // What needs no buffer is not cut into blocks.
+    const int64_t block = view.channels_last ? kBlockChannelsLast
+                          : std::is_same_v<scalar_t, math_t<scalar_t>>
+                              ? kChunk
+                              : kBlock;
     const int64_t tile_size = std::min(kChunk, std::max<int64_t>(
         view.inner, 1)) * width;
     const int64_t grain = std::max<int64_t>(1, 32768 / tile_size);
