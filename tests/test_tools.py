@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+RESNET_18 = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
 FASTER_RCNN = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 RETINANET = str(ROOT / 'configs' / 'retinanet_r50_metaacon.py')
 # One epoch of two iterations, and an evaluation of four images.
@@ -81,6 +82,72 @@ def test_plots(trained, plot):
                 checkpoint_of(trained), '--demo', '--out', out)
     assert done.returncode == 0, done.stderr[-3000:]
     assert out.read_bytes().startswith(b'\x89PNG')
+
+
+TINY = ('--rounds', '1', '--warmup', '0', '--threads', '1', '--json',
+        'figures.json')
+
+
+# Parameters: 21 for each of PWLU's 3,904 channels; meta-ACON as the paper
+# counts it, for both convolutions of basic blocks and the 3x3 of bottlenecks.
+@pytest.mark.parametrize('arguments, added', (
+    ((RESNET_18, '--activations', 'PWLU', 'MetaACON', '--layout',
+      'channels_last', '--dtype', 'bfloat16'), {
+          'ReLU': (0, 0),
+          'PWLU': (17, 81_984),
+          'MetaACON': (16, 200_256)
+      }),
+    ((RETINANET, ), {
+        'ReLU': (0, 0),
+        'MetaACON': (16, 181_616)
+    }),
+))
+def test_benchmark_of_models(tmp_path, arguments, added):
+    done = tool(tmp_path, 'analysis/benchmark_model.py', *arguments, *TINY,
+                '--batch', 2, '--size', 64)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'activation sites replaced' not in done.stdout + done.stderr
+    figures = json.loads((tmp_path / 'figures.json').read_text())
+    assert figures['versions'].keys() >= {'torch', 'mm_acon', 'mmcv'}
+    rows = {row.pop('case'): row for row in figures['rows']}
+    assert {
+        name: (row['sites'], row['parameters_added'])
+        for name, row in rows.items()
+    } == added
+    for name, row in rows.items():
+        assert f'| {name} | {row["sites"]} |' in done.stdout
+        for phase in ('forward', 'backward', 'optimizer', 'inference'):
+            assert row[f'{phase}_ms'] > 0
+        assert row['train_ms'] == pytest.approx(
+            row['forward_ms'] + row['backward_ms'] + row['optimizer_ms'])
+        for phase in ('train', 'inference'):
+            assert row[f'{phase}_ratio'] == pytest.approx(
+                row[f'{phase}_ms'] / rows['ReLU'][f'{phase}_ms'])
+            assert row[f'{phase}_peak_mib'] is None
+
+
+@pytest.mark.parametrize('arguments, message', (
+    ((RESNET_18, ), 'it is ResNet in mmpretrain::resnet/resnet18_8xb32_in1k'
+     '.py; write --activations TYPE [TYPE ...] or --act TYPE.'),
+    ((RESNET_18, '--act', 'PLU'),
+     "'PLU' is not a registered activation"),
+))
+def test_errors_of_the_benchmark_of_models(tmp_path, arguments, message):
+    done = tool(tmp_path, 'analysis/benchmark_model.py', *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_benchmark_of_operators(tmp_path):
+    done = tool(tmp_path, 'analysis/benchmark_ops.py', *TINY, '--shapes',
+                '2x16x8x8', '--activations', 'PWLU', '--forms', 'reference')
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads((tmp_path / 'figures.json').read_text())
+    assert [row['case'] for row in figures['rows']] == [
+        'copy', 'ReLU', 'ReLU inplace', 'SiLU', 'PWLU reference'
+    ]
+    assert all(row['both_ms'] > 0 for row in figures['rows'])
 
 
 def test_act_on_an_installed_config(tmp_path):

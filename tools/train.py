@@ -5,39 +5,20 @@
     python tools/train.py mmdet::rpn/rpn_r50_fpn_1x_coco.py --act PWLU
 """
 import argparse
-import os
 import sys
 
 import torch
-from mmengine.config import DictAction
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 
 import mm_acon  # noqa: F401  (registers)
-from mm_acon.datasets.demo import demo_config
-from mm_acon.engine.config import (check_files, default_work_dir, load_config,
-                                   use_activation, use_ranks_without_gpu)
+from mm_acon.engine.config import (add_config_options, add_run_options,
+                                   build_runner, prepare_config)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Train a detector, segmentor or classifier')
-    parser.add_argument(
-        'config', help='config file, or mmdet::, mmseg::, mmpretrain:: path')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
-    parser.add_argument(
-        '--act',
-        metavar='TYPE',
-        help="replace the backbone's ReLUs by this activation, e.g. PWLU")
-    parser.add_argument(
-        '--act-include',
-        metavar='REGEX',
-        help='only at sites whose name matches, e.g. "\\.conv2$"')
-    parser.add_argument(
-        '--demo',
-        action='store_true',
-        help='train on drawn shapes, small and short, without pretrained '
-        'weights')
+    add_config_options(parser)
+    add_run_options(parser)
     parser.add_argument(
         '--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
@@ -50,45 +31,12 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         help='resume from this checkpoint, or without a value from the '
         'latest one in the work dir')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings, key=value; lists as key="[a,b]"')
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='job launcher')
-    # torch.distributed.launch passes it with a dash.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    if args.act_include and not args.act:
-        parser.error('--act-include goes with --act')
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    try:
-        cfg = load_config(args.config)
-        cfg.launcher = args.launcher
-        if args.act:
-            use_activation(cfg, args.act, args.act_include)
-        if args.demo:
-            demo_config(cfg)
-        if args.cfg_options:
-            cfg.merge_from_dict(args.cfg_options)
-        check_files(cfg, ('train_dataloader', 'val_dataloader'))
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'train.py: {error}')
-
-    if args.work_dir:
-        cfg.work_dir = args.work_dir
-    elif cfg.get('work_dir') is None:
-        cfg.work_dir = default_work_dir(args.config, args.act,
-                                        'demo' if args.demo else None)
+    cfg = prepare_config(args, 'train_dataloader', 'val_dataloader')
     if args.amp:
         if not torch.cuda.is_available():
             sys.exit('train.py: --amp needs a GPU, and there is none in '
@@ -104,11 +52,7 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-
-    use_ranks_without_gpu(cfg)
-    runner = (
-        RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg))
-    runner.train()
+    build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -1,13 +1,100 @@
 """What the command line tools do to a config."""
+import os
 import os.path as osp
+import sys
+from argparse import ArgumentParser, Namespace
 from typing import Iterator, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.hub import get_config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 
-_LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+from ..datasets.demo import demo_config
+
+
+def add_config_options(parser: ArgumentParser) -> None:
+    """Declares the config and the options that change it."""
+    parser.add_argument(
+        'config', help='config file, or mmdet::, mmseg::, mmpretrain:: path')
+    parser.add_argument(
+        '--act',
+        metavar='TYPE',
+        help="replace the backbone's ReLUs by this activation, e.g. PWLU; "
+        'of a checkpoint the one that it was trained with')
+    parser.add_argument(
+        '--act-include',
+        metavar='REGEX',
+        help='only at sites whose name matches, e.g. "\\.conv2$"')
+    parser.add_argument(
+        '--demo',
+        action='store_true',
+        help='drawn shapes instead of the data set, small and short, without '
+        'pretrained weights')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings, key=value; lists as key="[a,b]"')
+    # A tool that declares these itself overrides the values.
+    parser.set_defaults(
+        checkpoint='none', work_dir=None, launcher='none', local_rank=0)
+
+
+def add_run_options(parser: ArgumentParser) -> None:
+    """Declares what training and testing have besides, after the config's."""
+    parser.add_argument(
+        '--work-dir', help='folder for logs, checkpoints and metrics')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        help='job launcher')
+    # torch.distributed.launch passes it with a dash.
+    parser.add_argument('--local_rank', '--local-rank', type=int)
+
+
+def prepare_config(args: Namespace, *loaders: str) -> Config:
+    """Loads the config that the options name, as they change it.
+
+    A mistake in them ends the tool with a message.
+
+    Args:
+        args (Namespace): Of :func:`add_config_options`.
+        loaders (str): Dataloaders that the tool reads. With any, their data
+            and the model's pretrained weights must be there.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    try:
+        if args.act_include and not args.act:
+            raise ValueError('--act-include goes with --act')
+        cfg = load_config(args.config)
+        cfg.launcher = args.launcher
+        if args.act:
+            use_activation(cfg, args.act, args.act_include)
+        if args.demo:
+            demo_config(cfg)
+        if args.cfg_options:
+            cfg.merge_from_dict(args.cfg_options)
+        if args.checkpoint != 'none':
+            cfg.load_from = find_checkpoint(args.checkpoint)
+        if loaders:
+            check_files(cfg, loaders)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f'{osp.basename(sys.argv[0])}: {error}')
+    if args.work_dir:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = default_work_dir(args.config, args.act,
+                                        'demo' if args.demo else None)
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The config's Runner, also over CPUs alone."""
+    use_ranks_without_gpu(cfg)
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
 def load_config(name: str) -> Config:
@@ -24,6 +111,18 @@ def load_config(name: str) -> Config:
             'Write a path, or mmdet::, mmseg:: or mmpretrain:: and the '
             'config as the package ships it.')
     return Config.fromfile(name)
+
+
+def find_checkpoint(path: str) -> str:
+    """The path of a file that is there, or a URL.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if '://' not in path and not osp.isfile(path):
+        raise FileNotFoundError(
+            f'There is no checkpoint {path!r} ({osp.abspath(path)}).')
+    return path
 
 
 def use_activation(cfg: Config,
@@ -43,7 +142,7 @@ def use_activation(cfg: Config,
     Raises:
         ValueError: the model has no backbone, or one that swaps already.
     """
-    backbones = list(_backbones(cfg.model))
+    backbones = list(find_backbones(cfg.model))
     if not backbones:
         raise ValueError(
             f'--act {act} needs a model with a backbone; {cfg.filename} has '
@@ -83,14 +182,14 @@ def _realign_hook(train_cfg: dict) -> dict:
         phase1_iters=max(1, train_cfg.get('max_iters', 0) // 20))
 
 
-def _backbones(model: ConfigDict) -> Iterator[ConfigDict]:
+def find_backbones(model: ConfigDict) -> Iterator[ConfigDict]:
     """Every dict in a model config that has a ``backbone``."""
     if isinstance(model.get('backbone'), dict):
         yield model
         return
     for value in model.values():
         if isinstance(value, dict):
-            yield from _backbones(value)
+            yield from find_backbones(value)
 
 
 def _datasets(dataset: ConfigDict, key: str) -> Iterator[Tuple[str, dict]]:
@@ -104,7 +203,7 @@ def _datasets(dataset: ConfigDict, key: str) -> Iterator[Tuple[str, dict]]:
         yield key, dataset
 
 
-def check_files(cfg: Config, loaders: Tuple[str, ...] = _LOADERS) -> None:
+def check_files(cfg: Config, loaders: Tuple[str, ...]) -> None:
     """Refuses a config whose data or pretrained weights are not there.
 
     Raises:

@@ -1,5 +1,6 @@
 """Activations that learn their width from the first input."""
 import copy
+from datetime import timedelta
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from tests.utils import ACTIVATIONS, assert_near
 
 EVERY = pytest.mark.parametrize('name', ACTIVATIONS)
 WIDTH_MATTERS = [
-    name for name in ACTIVATIONS if name not in ('ACONC-layer', 'PWLU-layer')
+    name for name in ACTIVATIONS
+    if name not in ('ACONC-layer', 'PWLU-layer', 'APL-layer', 'PAU-layer')
 ]
 LAZY = pytest.mark.parametrize('name', WIDTH_MATTERS)
 
@@ -60,7 +62,8 @@ def test_first_input_tells_the_width(name):
         activation(images(2, 3, 5, 5))
 
 
-@pytest.mark.parametrize('name', ['ACONC-layer', 'PWLU-layer'])
+@pytest.mark.parametrize(
+    'name', ['ACONC-layer', 'PWLU-layer', 'APL-layer', 'PAU-layer'])
 def test_layer_wise_needs_no_width(name):
     """One function serves maps of any width, also after loading it."""
     activation = lazy(name)
@@ -249,7 +252,11 @@ def test_apply_norm():
 
 def two_processes(rank, file):
     dist.init_process_group(
-        'gloo', init_method=f'file://{file}', rank=rank, world_size=2)
+        'gloo',
+        init_method=f'file://{file}',
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60))
     torch.manual_seed(0)
     x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(rank))
 

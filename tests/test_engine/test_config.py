@@ -1,9 +1,13 @@
+from argparse import ArgumentParser
+
 import pytest
 from mmengine.config import Config
 
-from mm_acon.engine.config import (check_files, default_work_dir, load_config,
-                                   use_activation)
+from mm_acon.engine.config import (add_config_options, add_run_options,
+                                   check_files, default_work_dir, load_config,
+                                   prepare_config, use_activation)
 
+LOADERS = ('train_dataloader', )
 FASTER_RCNN = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 
 
@@ -17,6 +21,50 @@ def config(**kwargs):
         train_cfg=dict(by_epoch=True, max_epochs=12))
     settings.update(kwargs)
     return Config(settings)
+
+
+def options(*arguments, run=False):
+    parser = ArgumentParser()
+    add_config_options(parser)
+    if run:
+        add_run_options(parser)
+        parser.add_argument('checkpoint')
+    return parser.parse_args([FASTER_RCNN, *map(str, arguments)])
+
+
+def test_prepare_config_of_a_tool_without_runs():
+    cfg = prepare_config(
+        options('--act', 'PWLU', '--cfg-options',
+                'model.backbone.swap.include=conv1'))
+    # What --act makes can be changed by --cfg-options.
+    assert cfg.model.backbone.swap == dict(
+        act_cfg=dict(type='PWLU'), include='conv1')
+    assert cfg.launcher == 'none' and cfg.load_from is None
+    assert cfg.work_dir == 'work_dirs/faster-rcnn_r50_fpn_1x_coco-PWLU'
+
+
+def test_prepare_config_of_a_run(tmp_path):
+    checkpoint = tmp_path / 'epoch_1.pth'
+    checkpoint.touch()
+    cfg = prepare_config(
+        options(checkpoint, '--launcher', 'slurm', '--work-dir', 'there',
+                run=True))
+    assert cfg.launcher == 'slurm'
+    assert cfg.work_dir == 'there'
+    assert cfg.load_from == str(checkpoint)
+    assert prepare_config(options('none', run=True)).load_from is None
+
+
+@pytest.mark.parametrize('arguments, loaders, message', (
+    (('none', '--act-include', 'x'), (), '--act-include goes with --act'),
+    (('no.pth', ), (), "There is no checkpoint 'no.pth'"),
+    (('none', ), ('test_dataloader', ), 'looks for its data in'),
+))
+def test_prepare_config_ends_the_tool(tmp_path, monkeypatch, arguments,
+                                      loaders, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        prepare_config(options(*arguments, run=True), *loaders)
 
 
 def test_load_config_of_an_installed_package():
@@ -103,14 +151,14 @@ def test_missing_data_names_folder_key_and_demo(tmp_path):
                 dataset=dict(
                     type='CocoDataset', data_root=str(tmp_path / 'coco')))))
     with pytest.raises(FileNotFoundError) as error:
-        check_files(cfg)
+        check_files(cfg, LOADERS)
     text = str(error.value)
     assert "CocoDataset of train_dataloader looks for its data in" in text
     assert str(tmp_path / 'coco') in text
     assert 'train_dataloader.dataset.dataset.data_root=FOLDER' in text
     assert '--demo' in text
     (tmp_path / 'coco').mkdir()
-    check_files(cfg)
+    check_files(cfg, LOADERS)
 
 
 def test_missing_weights(tmp_path):
@@ -119,11 +167,11 @@ def test_missing_weights(tmp_path):
         type='Pretrained', checkpoint=str(tmp_path / 'r50.pth'))
     with pytest.raises(
             FileNotFoundError, match='The config starts from the weights in'):
-        check_files(cfg)
+        check_files(cfg, LOADERS)
     (tmp_path / 'r50.pth').touch()
-    check_files(cfg)
+    check_files(cfg, LOADERS)
     cfg.model.backbone.init_cfg.checkpoint = 'torchvision://resnet50'
-    check_files(cfg)
+    check_files(cfg, LOADERS)
 
 
 def test_default_work_dir():

@@ -2,21 +2,24 @@
 
     python tools/analysis/benchmark_ops.py [--device cuda] [--json FILE]
 
-All cases alternate in one run, so that a machine whose speed drifts changes
-none of the ratios; times are medians. `kept` is what autograd keeps for the
-backward pass, in units of the input and without the parameters; `peak` is the
-highest GPU memory during forward and backward, in the same units.
+All cases alternate in one run, in another order every round, so that neither
+a machine whose speed drifts nor what the case before left in the caches
+changes the ratios. Every case is a module, called as a network calls it.
+Times are medians, and ratios medians of each round's. `kept` is what autograd
+keeps for the backward pass, in units of the input and without the parameters;
+`peak` is the highest GPU memory during forward and backward, in the same
+units.
 """
 import argparse
-import json
-import platform
+import random
 import statistics
-import time
 from contextlib import contextmanager
-from typing import Callable, Dict, List
+from functools import partial
+from typing import Dict, List
 
 import torch
-import torch.nn.functional as F
+from common import (DTYPES, LAYOUTS, add_timing_options, now, peak_bytes,
+                    start_benchmark, write_json)
 from torch import nn
 
 import mm_acon
@@ -25,6 +28,8 @@ from mm_acon.ops import extension
 # Outputs of ResNet-50's stem and stages at 224 pixels, batch 16 and 8.
 SHAPES = ('16x64x112x112', '8x256x56x56', '8x512x28x28', '8x1024x14x14',
           '8x2048x7x7')
+# What the cases are compared with.
+BASES = ('ReLU', 'SiLU', 'copy')
 ACTIVATIONS = dict(
     ACONA=mm_acon.ACONA,
     ACONB=mm_acon.ACONB,
@@ -33,8 +38,6 @@ ACTIVATIONS = dict(
     PWLU=mm_acon.PWLU,
     FReLU=mm_acon.FReLU,
     ACONFReLU=mm_acon.ACONFReLU)
-DTYPES = dict(
-    float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 
 
 @contextmanager
@@ -75,15 +78,21 @@ class CompiledReference(nn.Module):
             extension.DEVICES = devices
 
 
+class Copy(nn.Module):
+    """Reads and writes what an activation does, in both directions."""
+
+    def forward(self, x):
+        return x * 1
+
+
 def cases(names: List[str], forms: List[str], channels: int,
-          device: torch.device) -> Dict[str, Callable]:
-    found: Dict[str, Callable] = {
-        # Reads and writes the same bytes, in both directions.
-        'copy': lambda x: x * 1,
-        'ReLU': F.relu,
+          device: torch.device) -> Dict[str, nn.Module]:
+    found: Dict[str, nn.Module] = {
+        'copy': Copy(),
+        'ReLU': nn.ReLU(),
         # On a fresh product, as after a norm: a leaf cannot be overwritten.
-        'ReLU inplace': lambda x: F.relu(x * 1, inplace=True),
-        'SiLU': F.silu,
+        'ReLU inplace': nn.Sequential(Copy(), nn.ReLU(inplace=True)),
+        'SiLU': nn.SiLU(),
     }
     for name in names:
         for form in forms:
@@ -98,29 +107,21 @@ def cases(names: List[str], forms: List[str], channels: int,
     return found
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-
-
-def measure(function: Callable, x: torch.Tensor, grad: torch.Tensor):
+def measure(function: nn.Module, x: torch.Tensor, grad: torch.Tensor):
     """Seconds of one forward and one backward pass."""
     x = x.detach().requires_grad_()
-    synchronize(x.device)
-    start = time.perf_counter()
+    start = now(x.device)
     y = function(x)
-    synchronize(x.device)
-    middle = time.perf_counter()
+    middle = now(x.device)
     y.backward(grad)
-    synchronize(x.device)
-    return middle - start, time.perf_counter() - middle
+    return middle - start, now(x.device) - middle
 
 
-def kept_bytes(function: Callable, x: torch.Tensor) -> int:
+def kept_bytes(function: nn.Module, x: torch.Tensor) -> int:
     """Bytes that autograd keeps, each storage once, parameters left out."""
     parameters = {
         p.untyped_storage().data_ptr()
-        for p in getattr(function, 'parameters', list)()
+        for p in function.parameters()
     }
     kept = {}
 
@@ -136,114 +137,96 @@ def kept_bytes(function: Callable, x: torch.Tensor) -> int:
     return sum(kept.values())
 
 
-def peak_bytes(function: Callable, x: torch.Tensor, grad: torch.Tensor):
-    if x.device.type != 'cuda':
-        return None
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    measure(function, x, grad)
-    return torch.cuda.max_memory_allocated() - before
-
-
 def benchmark(shape, dtype, layout, args) -> List[dict]:
     device = torch.device(args.device)
     # Otherwise the second shape is compiled for any shape.
     torch._dynamo.reset()
-    x = torch.randn(shape, device=device).to(dtype)
-    if layout == 'channels_last':
-        x = x.to(memory_format=torch.channels_last)
+    x = torch.randn(shape, device=device)
+    x = x.to(dtype, memory_format=LAYOUTS[layout])
     grad = torch.randn_like(x)
     functions = cases(args.activations, args.forms, shape[1], device)
     if dtype != torch.float32:
         # Convolutions inside an activation take x's dtype under autocast.
         functions = {
-            name: autocast(function, device, dtype)
+            name: Autocast(function, device, dtype)
             for name, function in functions.items()
         }
-    times = {name: ([], []) for name in functions}
+    # Of every case and round: milliseconds forward, backward and in all.
+    times: Dict[str, List[dict]] = {name: [] for name in functions}
+    order = list(functions)
+    shuffle = random.Random(0).shuffle
     for round_ in range(args.warmup + args.rounds):
-        for name, function in functions.items():
-            forward, backward = measure(function, x, grad)
+        shuffle(order)
+        for name in order:
+            forward, backward = measure(functions[name], x, grad)
             if round_ >= args.warmup:
-                times[name][0].append(forward)
-                times[name][1].append(backward)
+                times[name].append(
+                    dict(
+                        forward=1e3 * forward,
+                        backward=1e3 * backward,
+                        both=1e3 * (forward + backward)))
     size = x.numel() * x.element_size()
     rows = []
-    for name, (forward, backward) in times.items():
-        peak = peak_bytes(functions[name], x, grad)
-        rows.append(
-            dict(
-                shape='x'.join(map(str, shape)),
-                dtype=str(dtype).replace('torch.', ''),
-                layout=layout,
-                case=name,
-                forward_ms=1e3 * statistics.median(forward),
-                backward_ms=1e3 * statistics.median(backward),
-                both_ms=1e3 * statistics.median(
-                    f + b for f, b in zip(forward, backward)),
-                kept=kept_bytes(functions[name], x) / size,
-                peak=None if peak is None else peak / size))
+    for name, rounds in times.items():
+        row = dict(
+            shape='x'.join(map(str, shape)),
+            dtype=str(dtype).replace('torch.', ''),
+            layout=layout,
+            case=name)
+        for key in rounds[0]:
+            row[f'{key}_ms'] = statistics.median(t[key] for t in rounds)
+            for base in BASES:
+                row[f'{key}_over_{base}'] = statistics.median(
+                    t[key] / b[key] for t, b in zip(rounds, times[base]))
+        peak = peak_bytes(partial(measure, functions[name], x, grad), device)
+        row.update(
+            kept=kept_bytes(functions[name], x) / size,
+            peak=None if peak is None else peak / size)
+        rows.append(row)
     return rows
 
 
-def autocast(function: Callable, device, dtype) -> Callable:
+class Autocast(nn.Module):
 
-    class Autocast(nn.Module):
+    def __init__(self, module: nn.Module, device, dtype) -> None:
+        super().__init__()
+        self.module, self.device, self.dtype = module, device, dtype
 
-        def __init__(self):
-            super().__init__()
-            if isinstance(function, nn.Module):
-                self.inner = function
-
-        def forward(self, x):
-            with torch.autocast(device.type, dtype):
-                return function(x)
-
-    return Autocast()
+    def forward(self, x):
+        with torch.autocast(self.device.type, self.dtype):
+            return self.module(x)
 
 
 def table(rows: List[dict]) -> str:
+    columns = [('forward', 'ReLU'), ('backward', 'ReLU'), ('both', 'ReLU'),
+               ('forward', 'SiLU'), ('both', 'SiLU'), ('both', 'copy')]
     lines = [
-        '| case | forward ms | backward ms | forward / ReLU | both / ReLU | '
-        'forward / SiLU | both / SiLU | both / copy | kept | peak |',
-        '| --- |' + ' ---: |' * 9
+        '| case | forward ms | backward ms | ' +
+        ' | '.join(f'{key} / {base}'
+                   for key, base in columns) + ' | kept | peak |',
+        '| --- |' + ' ---: |' * (len(columns) + 4)
     ]
-    base = {row['case']: row for row in rows}
     for row in rows:
-        ratio = [
-            row[key] / base[case][key]
-            for case, key in (('ReLU', 'forward_ms'), ('ReLU', 'both_ms'),
-                              ('SiLU', 'forward_ms'), ('SiLU', 'both_ms'),
-                              ('copy', 'both_ms'))
-        ]
         peak = '-' if row['peak'] is None else f'{row["peak"]:.2f}'
         lines.append(
             f'| {row["case"]} | {row["forward_ms"]:.2f} | '
             f'{row["backward_ms"]:.2f} | ' +
-            ' | '.join(f'{value:.2f}' for value in ratio) +
+            ' | '.join(f'{row[f"{key}_over_{base}"]:.2f}'
+                       for key, base in columns) +
             f' | {row["kept"]:.2f} | {peak} |')
     return '\n'.join(lines)
 
 
-def processor() -> str:
-    with open('/proc/cpuinfo') as file:
-        for line in file:
-            if line.startswith('model name'):
-                return line.split(':', 1)[1].strip()
-    return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--device', default='cpu')
+    add_timing_options(parser)
     parser.add_argument('--shapes', nargs='+', default=SHAPES)
     parser.add_argument(
         '--dtypes', nargs='+', choices=DTYPES, default=['float32'])
     parser.add_argument(
         '--layouts',
         nargs='+',
-        choices=['contiguous', 'channels_last'],
+        choices=LAYOUTS,
         default=['contiguous'])
     parser.add_argument(
         '--activations',
@@ -255,16 +238,8 @@ def main() -> None:
         nargs='+',
         choices=['compiled', 'reference', 'torch.compile'],
         default=['compiled', 'reference', 'torch.compile'])
-    parser.add_argument('--rounds', type=int, default=15)
-    parser.add_argument('--warmup', type=int, default=3)
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--json', help='file for the figures')
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    device = (
-        torch.cuda.get_device_name(args.device) if 'cuda' in args.device else
-        f'{processor()}, {args.threads} threads')
-    print(f'{device}; torch {torch.__version__}, {time.strftime("%Y-%m-%d")}')
+    run = start_benchmark(args)
     everything = []
     for layout in args.layouts:
         for dtype in args.dtypes:
@@ -274,14 +249,7 @@ def main() -> None:
                 everything += rows
                 print(f'\n{text}, {dtype}, {layout}\n\n{table(rows)}',
                       flush=True)
-    if args.json:
-        with open(args.json, 'w') as file:
-            json.dump(
-                dict(
-                    device=device,
-                    torch=torch.__version__,
-                    date=time.strftime('%Y-%m-%d'),
-                    rows=everything), file, indent=1)
+    write_json(args.json, run, everything)
 
 
 if __name__ == '__main__':
