@@ -2,10 +2,11 @@
 
 Importing the package registers everything in mmengine's root registries.
 """
-from .activations import (ACONA, ACONB, ACONC, PWLU, ACONFReLU, FReLU,
-                          LearnableActivation, MetaACON)
+from .activations import (ACONA, ACONB, ACONC, APL, PAU, PWLU, ACONFReLU,
+                          FReLU, LearnableActivation, MetaACON)
 from .engine import (ActivationOptimWrapperConstructor, PWLURealignHook,
                      allow_mmengine_checkpoints, register_costs)
+from .models import MobileNetV1, SENet154, TFNet
 from .swap import SwapReport, swap_activations
 
 allow_mmengine_checkpoints()
@@ -13,7 +14,8 @@ register_costs()
 
 __version__ = '0.1.0'
 __all__ = [
-    'ACONA', 'ACONB', 'ACONC', 'ACONFReLU',
+    'ACONA', 'ACONB', 'ACONC', 'ACONFReLU', 'APL',
     'ActivationOptimWrapperConstructor', 'FReLU', 'LearnableActivation',
-    'MetaACON', 'PWLU', 'PWLURealignHook', 'SwapReport', 'swap_activations'
+    'MetaACON', 'MobileNetV1', 'PAU', 'PWLU', 'PWLURealignHook', 'SENet154',
+    'SwapReport', 'TFNet', 'swap_activations'
 ]

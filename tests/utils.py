@@ -34,6 +34,14 @@ ACTIVATIONS = {
     dict(type='PWLU'),
     'PWLU-layer':
     dict(type='PWLU', granularity='layer'),
+    'APL':
+    dict(type='APL'),
+    'APL-layer':
+    dict(type='APL', granularity='layer'),
+    'PAU':
+    dict(type='PAU', granularity='channel'),
+    'PAU-layer':
+    dict(type='PAU', granularity='layer'),
     'FReLU':
     dict(type='FReLU'),
     'ACONFReLU':

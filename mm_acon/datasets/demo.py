@@ -1,4 +1,4 @@
-"""Turn a config on COCO or Cityscapes into a demo on the drawn shapes."""
+"""Turn a config on COCO, Cityscapes or ImageNet into a demo on the shapes."""
 import inspect
 from typing import Iterator, List
 
@@ -6,9 +6,10 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
-from .shapes import SHAPES, write_cityscapes_shapes, write_coco_shapes
+from .shapes import (SHAPES, write_cityscapes_shapes, write_coco_shapes,
+                     write_imagenet_shapes)
 
-# Side of the square images (crops, in segmentation) in pixels.
+# Images in detection, crops in segmentation, in pixels.
 IMAGE_SIZE = (96, 96)
 
 # Necks and heads get these widths; most of their cost is in their width.
@@ -32,8 +33,8 @@ def demo_config(cfg: Config, data_root: str = 'data/shapes') -> None:
 
     Args:
         cfg (Config): A config whose ``train_dataloader`` reads a
-            ``CocoDataset`` (detection or instance segmentation) or a
-            ``CityscapesDataset``. Modified in place.
+            ``CocoDataset`` (detection or instance segmentation), a
+            ``CityscapesDataset`` or an ``ImageNet``. Modified in place.
         data_root (str): Folder that the shapes are drawn into.
             Defaults to 'data/shapes'.
 
@@ -41,24 +42,25 @@ def demo_config(cfg: Config, data_root: str = 'data/shapes') -> None:
         ValueError: The config's training data is of another type.
     """
     dataset_type = _dataset_type(cfg)
-    detection = dataset_type == 'CocoDataset' or (
+    if (dataset_type == 'CityscapesDataset'
+            and cfg.get('default_scope') == 'mmdet'):
         # mmdet's class of this name reads boxes and masks, like COCO's.
-        dataset_type == 'CityscapesDataset'
-        and cfg.get('default_scope') == 'mmdet')
-    if not detection and dataset_type != 'CityscapesDataset':
+        dataset_type = 'CocoDataset'
+    tasks = dict(
+        CocoDataset=_detection,
+        CityscapesDataset=_segmentation,
+        ImageNet=_classification)
+    if dataset_type not in tasks:
         raise ValueError(
             'Expected a config on data of type CocoDataset (detection, '
-            'instance segmentation) or CityscapesDataset (semantic '
-            'segmentation), which the demo can draw, but '
-            f'train_dataloader.dataset is of type {dataset_type}. '
-            'Start from a config on COCO or Cityscapes, for example '
+            'instance segmentation), CityscapesDataset (semantic '
+            'segmentation) or ImageNet (classification), which the demo can '
+            f'draw, but train_dataloader.dataset is of type {dataset_type}. '
+            'Start from a config on COCO, Cityscapes or ImageNet, for example '
             'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py, or train on your '
             'own data without the demo.')
     _train_from_scratch(cfg)
-    if detection:
-        _detection(cfg, data_root)
-    else:
-        _segmentation(cfg, data_root)
+    tasks[dataset_type](cfg, data_root)
     # Test-time augmentation would enlarge the images again.
     cfg.pop('tta_model', None)
     cfg.pop('tta_pipeline', None)
@@ -108,17 +110,19 @@ def _train_from_scratch(cfg: Config) -> None:
             if cls is None:
                 # Building the model will say that the type is unknown.
                 continue
-            # Set even if the config does not name them: norm_eval is True by
-            # default in mmdet's ResNet.
-            names = {
-                name
-                for base in inspect.getmro(cls)
-                for name in inspect.signature(base.__init__).parameters
-            }
-            if 'frozen_stages' in names:
-                backbone['frozen_stages'] = -1
-            if 'norm_eval' in names:
-                backbone['norm_eval'] = False
+            # What freezes nothing: set even if the config does not name it,
+            # since norm_eval is True by default in mmdet's ResNet.
+            nothing = dict(frozen_stages=-1, norm_eval=False)
+            names = set(backbone)
+            bases = inspect.getmro(cls) if inspect.isclass(cls) else ()
+            for base in reversed(bases):
+                parameters = inspect.signature(base.__init__).parameters
+                names.update(parameters)
+                if 'frozen_stages' in parameters:
+                    # 0 in EfficientNet.
+                    nothing['frozen_stages'] = parameters[
+                        'frozen_stages'].default
+            backbone.update({k: v for k, v in nothing.items() if k in names})
 
 
 def _backbones(model: ConfigDict) -> Iterator[dict]:
@@ -230,6 +234,42 @@ def _segmentation(cfg: Config, data_root: str) -> None:
         dict(type='IoUMetric', iou_metrics=['mIoU']),
         batch_size=4)
     _set_schedule(cfg, num_epochs=2, epoch_length=64)
+
+
+def _classification(cfg: Config, data_root: str) -> None:
+    root = str(write_imagenet_shapes(data_root))
+    parts = [
+        cfg.get('data_preprocessor'),
+        cfg.model.get('data_preprocessor'),
+        cfg.model.get('head')
+    ]
+    _set_num_classes(parts, len(SHAPES))
+    for node in _dicts(parts):
+        if 'topk' in node:
+            node['topk'] = (1, )
+
+    train_pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+        dict(type='PackInputs'),
+    ]
+    test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+
+    def dataset(split: str, pipeline: List[dict]) -> dict:
+        return dict(
+            type='ImageNet',
+            data_root=root,
+            split=split,
+            metainfo=dict(classes=SHAPES),
+            pipeline=pipeline)
+
+    _set_data(
+        cfg,
+        dataset('train', train_pipeline),
+        dataset('val', test_pipeline),
+        dict(type='Accuracy', topk=(1, )),
+        batch_size=32)
+    _set_schedule(cfg, num_epochs=8, epoch_length=16)
 
 
 def _set_num_classes(part, num_classes: int) -> None:

@@ -91,6 +91,38 @@ def write_cityscapes_shapes(
     return _write_once(Path(data_root) / f'cityscapes_v{VERSION}', write)
 
 
+def write_imagenet_shapes(
+        data_root: Union[str, Path] = 'data/shapes') -> Path:
+    """Write the shapes as a classification data set like ImageNet.
+
+    The folder holds ``<split>/<class>/<number>.png`` for the splits train and
+    val (512 and 128 images of 64 by 64 pixels) and the classes ``SHAPES``.
+    Each image shows one shape.
+
+    A folder that exists is not written again: it appears only when complete.
+
+    Args:
+        data_root (str or Path): Folder that the data set's own folder is
+            created in. Defaults to 'data/shapes'.
+
+    Returns:
+        Path: The data set's folder, ``<data_root>/imagenet_v<VERSION>``.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+
+    def write(folder: Path) -> None:
+        for split, num_images in dict(train=512, val=128).items():
+            drawings = _draw(split, num_images, size=(64, 64), max_shapes=1)
+            for number, (image, [(category, _)]) in enumerate(drawings):
+                _write_png(
+                    folder / split / SHAPES[category] / f'{number:06d}.png',
+                    image)
+
+    return _write_once(Path(data_root) / f'imagenet_v{VERSION}', write)
+
+
 def _write_once(folder: Path, write: Callable[[Path], None]) -> Path:
     """Let ``write`` fill a temporary sibling, then rename it to ``folder``.
 
@@ -167,16 +199,18 @@ def _write_cityscapes_split(folder: Path, split: str, num_images: int) -> None:
             _write_png(folder / f'gtFine/{stem}_gtFine_{suffix}.png', labels)
 
 
-def _draw(split: str, num_images: int, size: Tuple[int,
-                                                   int]) -> Iterator[_Drawing]:
-    """Draw images of ``size`` (height, width) with one to three shapes."""
+def _draw(split: str,
+          num_images: int,
+          size: Tuple[int, int],
+          max_shapes: int = 3) -> Iterator[_Drawing]:
+    """Draw images of ``size`` (height, width) with one shape or more."""
     rng = np.random.Generator(np.random.PCG64(SPLIT_SEEDS[split]))
     height, width = size
     for _ in range(num_images):
         image = rng.integers(0, 64, (height, width, 3), dtype=np.uint8)
         occupied = np.zeros((height, width), bool)
         shapes = []
-        wanted = rng.integers(1, 4)
+        wanted = rng.integers(1, max_shapes + 1)
         # No two shapes touch, so a place may be taken: a few tries for each.
         for _ in range(8 * wanted):
             if len(shapes) == wanted:

@@ -1,11 +1,16 @@
 """ACON-A, B and C against Sec. 3 of arXiv 2009.04759."""
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mm_acon import ACONA, ACONB, ACONC
+from mm_acon.activations.acon import MAX_GAP
+from mm_acon.ops import acon
 from tests.utils import assert_near, run
 
 # Class, its numbers at the start, the learnt ones.
@@ -59,13 +64,57 @@ def test_starts_as_swish():
         assert_near(grad, true_grad, backward=True)
 
 
-def test_large_beta_is_relu():
-    """To within 0.2784645 / beta, which is how a ReLU network is kept."""
-    activation = ACONC(4)
-    with torch.no_grad():
-        activation.beta.fill_(100)
-        gap = F.relu(line(2, 4, 500)) - activation(line(2, 4, 500))
-    assert 0 <= gap.min() and .002 < gap.max() <= .002784646
+FLOATS = partial(st.floats, allow_nan=False, allow_subnormal=False)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    x=st.lists(FLOATS(-1e3, 1e3), min_size=1, max_size=50),
+    p1=FLOATS(-4, 4),
+    p2=FLOATS(-4, 4),
+    beta=FLOATS(1e-3, 1e4))
+def test_distance_from_the_maximum(x, p1, p2, beta):
+    """At most 0.2784645428 / beta, for any p1 and p2."""
+    x, p1, p2, beta = (
+        torch.tensor(value, dtype=torch.float64).view(-1)
+        for value in (x, p1, p2, beta))
+    gap = torch.maximum(p1 * x, p2 * x) - acon(x[:, None], p1, p2, beta)[:, 0]
+    rounding = 1e-12 * (1 + 4 * x.abs().max())
+    assert gap.min() >= -rounding
+    assert gap.max() <= MAX_GAP / beta + rounding
+
+
+def test_distance_that_is_reached():
+    """Near t = 1.2785 = 1 + W(1 / e), where t (1 - sigmoid(t)) is largest."""
+    t = torch.linspace(1.278, 1.279, 1001, dtype=torch.float64)
+    largest = (t * (1 - t.sigmoid())).max().item()
+    assert 0 <= MAX_GAP - largest < 1e-9
+
+
+@pytest.mark.parametrize('kind, start, learnt', KINDS)
+def test_beta_init(kind, start, learnt):
+    activation = kind(4, beta_init=100)
+    assert activation.beta.tolist() == [100] * 4
+    assert 'beta_init=100.0' in repr(activation)
+    activation.beta.data.fill_(7)
+    activation.init_weights()
+    assert activation.beta.tolist() == [100] * 4
+    x = line(2, 4, 500)
+    gap = torch.maximum(x, start['p2'] * x) - activation(x)
+    assert -1e-6 <= gap.min() and .0025 < gap.max() <= MAX_GAP / 100 + 1e-6
+    # ACON-B starts at a leaky ReLU.
+    assert activation.starts_as_relu is (start['p2'] == 0)
+    assert not kind(4, beta_init=90).starts_as_relu
+    assert kind(4).beta.tolist() == [1] * 4
+
+
+@pytest.mark.parametrize('beta_init', [0, -1., math.inf, math.nan])
+def test_refused_beta_init(beta_init):
+    with pytest.raises(
+            ValueError,
+            match='ACONC expects beta_init to be a finite number greater '
+            f'than 0, got {beta_init!r}'):
+        ACONC(4, beta_init=beta_init)
 
 
 def test_fixed_numbers_follow_the_module(device):

@@ -24,6 +24,8 @@ NAMES = {
     'MetaACON': mm_acon.MetaACON,
     'MetaAconC': mm_acon.MetaACON,
     'PWLU': mm_acon.PWLU,
+    'APL': mm_acon.APL,
+    'PAU': mm_acon.PAU,
     'FReLU': mm_acon.FReLU,
     'ACONFReLU': mm_acon.ACONFReLU,
 }
@@ -53,6 +55,10 @@ STATES = {
     'MetaACON-pixel': ['p1', 'p2'],
     'PWLU': PIECES,
     'PWLU-layer': PIECES,
+    'APL': ['a', 'b'],
+    'APL-layer': ['a', 'b'],
+    'PAU': ['a', 'b'],
+    'PAU-layer': ['a', 'b'],
     'FReLU': FUNNEL,
     'ACONFReLU': FUNNEL,
 }

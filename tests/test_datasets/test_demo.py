@@ -14,6 +14,7 @@ MASK_RCNN = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 CASCADE = 'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py'
 YOLOX = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py'
 PSPNET = 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'
+RESNET = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
 
 
 @pytest.fixture(scope='module')
@@ -48,8 +49,8 @@ def comparable(backbone):
     return backbone
 
 
-@pytest.mark.parametrize('name',
-                         [RETINANET, MASK_RCNN, CASCADE, YOLOX, PSPNET])
+@pytest.mark.parametrize(
+    'name', [RETINANET, MASK_RCNN, CASCADE, YOLOX, PSPNET, RESNET])
 def test_the_backbone_stays(name, data_root):
     before = comparable(get_config(name).model.backbone)
     after = demo(name, data_root).model.backbone
@@ -77,6 +78,14 @@ def test_swapped_activations_stay(whole, data_root):
     assert inner.init_cfg is None
     assert inner.frozen_stages == -1
     assert inner.norm_eval is False
+
+
+@pytest.mark.parametrize('name', [
+    'mmpretrain::efficientnet/efficientnet-b0_8xb32_in1k.py',
+    'mmdet::efficientnet/retinanet_effb3_fpn_8xb4-crop896-1x_coco.py'
+])
+def test_efficientnet_freezes_nothing_at_0(name, data_root):
+    assert demo(name, data_root).model.backbone.frozen_stages == 0
 
 
 def test_norm_eval_that_is_a_default_is_switched_off(data_root):
@@ -203,7 +212,7 @@ def test_crops_fit_everywhere(data_root):
 
 
 @pytest.mark.parametrize('name, came', [
-    ('mmpretrain::resnet/resnet18_8xb32_in1k.py', 'ImageNet'),
+    ('mmpretrain::resnet/resnet18_8xb16_cifar10.py', 'CIFAR10'),
     ('mmseg::pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py',
      'ADE20KDataset'),
     ('mmdet::pascal_voc/retinanet_r50_fpn_1x_voc0712.py', 'VOCDataset'),
@@ -215,12 +224,37 @@ def test_other_data_is_refused(name, came, data_root):
     message = str(error.value)
     assert 'Expected a config on data of type CocoDataset' in message
     assert f'train_dataloader.dataset is of type {came}.' in message
-    assert 'Start from a config on COCO or Cityscapes' in message
+    assert 'Start from a config on COCO, Cityscapes or ImageNet' in message
 
 
 def test_a_config_without_data_is_refused(data_root):
     with pytest.raises(ValueError, match='of type None'):
         demo_config(Config(dict(model=dict())), data_root)
+
+
+def test_classifiers_know_the_shapes(data_root):
+    cfg = demo(RESNET, data_root)
+    assert cfg.model.head.num_classes == len(SHAPES)
+    assert cfg.data_preprocessor.num_classes == len(SHAPES)
+    # There are no five best of three.
+    assert tuple(cfg.model.head.topk) == (1, )
+    assert cfg.val_evaluator == dict(type='Accuracy', topk=(1, ))
+    for split, loader in (('train', cfg.train_dataloader),
+                          ('val', cfg.val_dataloader), ('val',
+                                                        cfg.test_dataloader)):
+        assert loader.dataset.type == 'ImageNet'
+        assert loader.dataset.split == split
+        assert loader.dataset.metainfo.classes == SHAPES
+
+
+def test_a_backbone_that_a_function_builds(data_root):
+    """It has no signature of a class to look at."""
+    cfg = get_config(RESNET)
+    cfg.model.backbone = dict(
+        type='MegviiShuffleNetV2', frozen_stages=1, norm_eval=True)
+    demo_config(cfg, data_root)
+    assert cfg.model.backbone == dict(
+        type='MegviiShuffleNetV2', frozen_stages=-1, norm_eval=False)
 
 
 def test_cityscapes_in_mmdet_is_detection(data_root):
@@ -235,6 +269,7 @@ def test_cityscapes_in_mmdet_is_detection(data_root):
     (RETINANET, 'coco/bbox_mAP_50'),
     (YOLOX, 'coco/bbox_mAP_50'),
     (PSPNET, 'mIoU'),
+    (RESNET, 'accuracy/top1'),
 ])
 def test_it_trains_and_evaluates(name, score, data_root, tmp_path):
     cfg = demo(name, data_root)
@@ -243,8 +278,9 @@ def test_it_trains_and_evaluates(name, score, data_root, tmp_path):
     cfg.train_dataloader.update(batch_size=2)
     cfg.train_dataloader.dataset.indices = 4
     cfg.val_dataloader.dataset.indices = 2
-    # An untrained detector finds nothing that it is sure of.
-    cfg.model.setdefault('test_cfg', {})['score_thr'] = 0.
+    if 'test_cfg' in cfg.model:
+        # An untrained detector finds nothing that it is sure of.
+        cfg.model.test_cfg.score_thr = 0.
     # Nothing to keep of so short a run.
     cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
     key = 'max_iters' if 'max_iters' in cfg.train_cfg else 'max_epochs'

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mm_acon.datasets import (SHAPES, shapes, write_cityscapes_shapes,
-                              write_coco_shapes)
+                              write_coco_shapes, write_imagenet_shapes)
 
 # Cityscapes' train ids and label ids of the classes drawn, by class name.
 CITYSCAPES_IDS = {
@@ -27,6 +27,11 @@ def coco(tmp_path_factory):
 @pytest.fixture(scope='module')
 def cityscapes(tmp_path_factory):
     return write_cityscapes_shapes(tmp_path_factory.mktemp('shapes'))
+
+
+@pytest.fixture(scope='module')
+def imagenet(tmp_path_factory):
+    return write_imagenet_shapes(tmp_path_factory.mktemp('shapes'))
 
 
 def coco_dataset(folder, split):
@@ -127,17 +132,49 @@ def test_cityscapes_labels_agree_with_the_pixels(cityscapes):
     assert seen == {train_id for train_id, _ in CITYSCAPES_IDS.values()}
 
 
-def test_train_and_val_have_no_image_in_common(coco):
+@pytest.mark.parametrize('split, num_images', [('train', 512), ('val', 128)])
+def test_imagenet_folders_tell_the_shape(imagenet, split, num_images):
+    pytest.importorskip('mmpretrain')
+    from mmpretrain.datasets import ImageNet
+    from mmpretrain.utils import register_all_modules
+    register_all_modules(init_default_scope=True)
+    dataset = ImageNet(
+        data_root=str(imagenet),
+        split=split,
+        metainfo=dict(classes=SHAPES),
+        pipeline=[dict(type='LoadImageFromFile')])
+    assert len(dataset) == num_images
+    labels = [item['gt_label'] for item in dataset]
+    assert np.bincount(labels).min() > num_images / 4
+    for item in dataset:
+        image, name = item['img'], SHAPES[item['gt_label']]
+        assert image.shape == (64, 64, 3)
+        assert f'/{split}/{name}/' in item['img_path']
+        bright = (image >= 128).all(axis=2)
+        assert ((image < 64).all(axis=2) == ~bright).all()
+        rows, columns = np.nonzero(bright)
+        side = np.ptp(rows) + 1
+        assert side == np.ptp(columns) + 1 and 16 <= side <= 48
+        filled = dict(circle=0.785, square=1, triangle=0.53)
+        assert bright.sum() / side**2 == pytest.approx(
+            filled[name], abs=0.04)
+
+
+@pytest.mark.parametrize('name', ['coco', 'imagenet'])
+def test_train_and_val_have_no_image_in_common(name, request):
+    folder = request.getfixturevalue(name)
     digests = {
         split: {path.read_bytes()
-                for path in (coco / split).iterdir()}
+                for path in (folder / split).rglob('*.png')}
         for split in ('train', 'val')
     }
     assert len(digests['train']) == 512 and len(digests['val']) == 128
     assert not digests['train'] & digests['val']
 
 
-@pytest.mark.parametrize('write', [write_coco_shapes, write_cityscapes_shapes])
+@pytest.mark.parametrize(
+    'write',
+    [write_coco_shapes, write_cityscapes_shapes, write_imagenet_shapes])
 def test_the_same_bytes_every_time(write, request, tmp_path):
     name = write.__name__.split('_')[1]
     first, second = request.getfixturevalue(name), write(tmp_path)
@@ -151,7 +188,8 @@ def test_the_same_bytes_every_time(write, request, tmp_path):
 
 # What is compared is decoded: PNG files may differ with the zlib in use.
 @pytest.mark.parametrize('name, digest', [('coco', '5f581ca79cca35c2'),
-                                          ('cityscapes', 'fc5ec4a493614cac')])
+                                          ('cityscapes', 'fc5ec4a493614cac'),
+                                          ('imagenet', '793f52619bcaa504')])
 def test_a_changed_generator_has_a_new_version(name, digest, request):
     folder = request.getfixturevalue(name)
     state = hashlib.sha256()

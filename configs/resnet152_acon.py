@@ -1,0 +1,3 @@
+_base_ = './resnet50_acon.py'
+
+model = dict(backbone=dict(depth=152))

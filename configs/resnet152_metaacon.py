@@ -1,0 +1,3 @@
+_base_ = './resnet50_metaacon.py'
+
+model = dict(backbone=dict(depth=152))

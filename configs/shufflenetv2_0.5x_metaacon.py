@@ -1,0 +1,4 @@
+_base_ = './shufflenetv2_0.5x_acon.py'
+
+model = dict(
+    backbone=dict(swap=dict(act_cfg=dict(type='MetaACON', reduction=8))))

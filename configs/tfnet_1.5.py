@@ -1,0 +1,3 @@
+_base_ = './tfnet_1.0.py'
+
+model = dict(backbone=dict(widen_factor=1.5))

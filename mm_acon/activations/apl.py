@@ -1,0 +1,70 @@
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..ops.checks import compute_dtype, per_channel
+from .base import LearnableActivation
+
+
+@MODELS.register_module()
+class APL(LearnableActivation):
+    r"""Adaptive piecewise linear unit (arXiv 1412.6830, Eq. 1).
+
+    .. math::
+        f(x) = \max(0, x) + \sum_{s=1}^S a^s \max(0, -x + b^s)
+
+    A comparison of the PWLU paper (arXiv 2104.03693, Sec. 4.6), in plain
+    PyTorch. a and b have shape (C, S). a starts at 0, so that a fresh APL is
+    exactly ReLU, and the hinges b evenly between -1 and 1; the original draws
+    both at random.
+
+    Args:
+        num_channels (int, optional): C, the size of axis 1 of the input.
+            None takes it from the first input.
+        num_hinges (int): S. The original's code has 5, which did not train
+            stably on ImageNet in the PWLU paper.
+        granularity (str): 'channel' for one function per channel, 'layer'
+            for one.
+        inplace (bool): Accepted, no effect.
+
+    Input and output: (N, C, ...), any floating-point dtype.
+    """
+
+    starts_as_relu = True
+
+    def __init__(self,
+                 num_channels: Optional[int] = None,
+                 num_hinges: int = 2,
+                 granularity: str = 'channel',
+                 inplace: bool = False) -> None:
+        super().__init__(num_channels, granularity, inplace)
+        if not isinstance(num_hinges, int) or num_hinges < 1:
+            raise ValueError('APL expects num_hinges to be a positive '
+                             f'integer, got {num_hinges!r}.')
+        self.num_hinges = num_hinges
+        self.build()
+
+    def add_parameters(self, num_channels: int) -> None:
+        self.a = nn.Parameter(torch.empty(self.num_units, self.num_hinges))
+        self.b = nn.Parameter(torch.empty(self.num_units, self.num_hinges))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.a.zero_()
+        steps = torch.arange(self.num_hinges, device=self.b.device)
+        self.b.copy_((2 * steps + 1) / self.num_hinges - 1)
+
+    def activate(self, x: Tensor) -> Tensor:
+        dtype = compute_dtype(x, self.a)
+        value, a, b = x.to(dtype), self.a.to(dtype), self.b.to(dtype)
+        y = F.relu(value)
+        for s in range(self.num_hinges):
+            y = y + per_channel(a[:, s], x) * F.relu(
+                per_channel(b[:, s], x) - value)
+        return y.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, num_hinges={self.num_hinges}'
