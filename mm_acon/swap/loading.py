@@ -1,12 +1,14 @@
 """Says what a checkpoint brings to the activations of a swapped module."""
 import logging
-from typing import Dict, List
+from typing import Dict, Iterable, List
 
 from mmengine.logging import print_log
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..activations import LearnableActivation
+from .per_call import ActivationPerCall
+from .probe import ACTIVATION_TYPES
 
 
 def _activations(module: nn.Module) -> Dict[str, LearnableActivation]:
@@ -19,10 +21,10 @@ def _activations(module: nn.Module) -> Dict[str, LearnableActivation]:
 
 def watch_loading(module: nn.Module) -> None:
     """Reports every checkpoint that is loaded into the module."""
-    if _report_loading not in (
+    if _before_loading not in (
             getattr(hook, 'hook', None)
             for hook in module._load_state_dict_pre_hooks.values()):
-        module.register_load_state_dict_pre_hook(_report_loading)
+        module.register_load_state_dict_pre_hook(_before_loading)
     if not _is_pretrained(module):
         _warn_of_fresh_norms(_kept_norms(module))
 
@@ -60,28 +62,123 @@ def _warn_of_fresh_norms(keys: List[str]) -> None:
             level=logging.WARNING)
 
 
-def _report_loading(module: nn.Module, state_dict: dict, prefix: str,
+def _before_loading(module: nn.Module, state_dict: dict, prefix: str,
                     *unused) -> None:
     if not any(key.startswith(prefix) for key in state_dict):
         return
-    expected, missing, fresh_types = 0, 0, set()
+    _rename_deep_stem(module, state_dict, prefix)
+    _report_loading(module, state_dict, prefix)
+
+
+def _rename_deep_stem(module: nn.Module, state_dict: dict,
+                      prefix: str) -> None:
+    """Turns one form of a stem of three 3x3 convolutions into the other.
+
+    MMPretrain's has three ConvModules, 'stem.1.bn.weight', those of
+    MMDetection and MMSegmentation nine modules in a row, 'stem.4.weight'.
+    """
+    forms = [(f'stem.{3 * i + n}.', f'stem.{i}.{name}.') for i in range(3)
+             for n, name in enumerate(('conv', 'bn', 'activate'))]
+    weights = 'stem.0.weight', 'stem.0.conv.weight'
+    own = dict(module.named_parameters())
+    for here, there in ((0, 1), (1, 0)):
+        if weights[here] in own and prefix + weights[there] in state_dict:
+            break
+    else:
+        return
+    for key in list(state_dict):
+        for form in forms:
+            if key.startswith(prefix + form[there]):
+                rest = key[len(prefix + form[there]):]
+                state_dict[prefix + form[here] + rest] = state_dict.pop(key)
+
+
+def _report_loading(module: nn.Module, state_dict: dict, prefix: str) -> None:
+    own = dict(module.named_parameters(remove_duplicate=False))
+    own.update(module.named_buffers(remove_duplicate=False))
+    given = [key[len(prefix):] for key in state_dict if key.startswith(prefix)]
+    # Another shape is not loaded, but by a tensor that is still empty.
+    loaded = {
+        key
+        for key in given if key in own and (
+            own[key].numel() == 0
+            or own[key].shape == state_dict[prefix + key].shape)
+    }
+    unused = [key for key in given if key not in loaded]
+    expected, num_fresh, fresh = 0, 0, {}
     for name, activation in _activations(module).items():
-        for key, _ in activation.named_parameters():
-            expected += 1
-            if f'{prefix}{name}.{key}' not in state_dict:
-                missing += 1
-                if not activation.starts_as_relu:
-                    fresh_types.add(type(activation).__name__)
-    message = (f'{type(module).__name__}: {expected - missing} of {expected} '
-               'activation parameters come from the checkpoint')
-    level = logging.INFO
-    if fresh_types:
-        level = logging.WARNING
-        message += (
-            f'. The {" and ".join(sorted(fresh_types))} that it does not '
-            'bring start fresh and do not compute what the checkpoint was '
-            'trained with: train the backbone with these activations first, '
-            'or expect to lose what it learnt')
-    print_log(message, logger='current', level=level)
+        keys = dict(activation.named_parameters(prefix=name)).keys()
+        expected += len(keys)
+        num_fresh += len(keys - loaded)
+        if keys - loaded:
+            fresh[name] = activation
+
+    message = (f'{type(module).__name__}: {expected - num_fresh} of '
+               f'{expected} activation parameters come from the checkpoint')
+    if 0 < num_fresh < expected:
+        message += f'. Fresh: {_listed(fresh)}'
+    if unused:
+        message += f'. Not used of the checkpoint: {_listed(unused)}'
+    warnings = _warnings(module, fresh, unused)
+    if not loaded:
+        warnings.append('Nothing of the checkpoint fits' + _prefix_hint(
+            list(own), given))
+    print_log(
+        '. '.join([message, *warnings]),
+        logger='current',
+        level=logging.WARNING if warnings else logging.INFO)
     _warn_of_fresh_norms(
-        [key for key in _kept_norms(module) if prefix + key not in state_dict])
+        [key for key in _kept_norms(module) if key not in loaded])
+
+
+def _listed(names: Iterable[str], most: int = 20) -> str:
+    names = list(names)
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more
+
+
+def _warnings(module: nn.Module, fresh: Dict[str, LearnableActivation],
+              unused: List[str]) -> List[str]:
+    """What of a loading changes the network's function."""
+    found = []
+    types = sorted({
+        type(activation).__name__
+        for activation in fresh.values() if not activation.starts_as_relu
+    })
+    if types:
+        found.append(
+            f'The {" and ".join(types)} that it does not bring start fresh '
+            'and do not compute what the checkpoint was trained with: train '
+            'the backbone with these activations first, or expect to lose '
+            'what it learnt')
+    if any(not parameter.requires_grad for activation in fresh.values()
+           for parameter in activation.parameters()):
+        found.append(
+            'Those in frozen stages stay fresh for the whole training; leave '
+            "out frozen='swap'")
+    if any(_is_of_activation(module, key) for key in unused):
+        found.append(
+            'It was trained with activations that are not these; write the '
+            'act_cfg, include and exclude that it was trained with')
+    return found
+
+
+def _is_of_activation(module: nn.Module, key: str) -> bool:
+    """Whether a key leads to an activation, or would if it had parameters."""
+    for name in key.split('.'):
+        module = module._modules.get(name)
+        if module is None:
+            return False
+        if (isinstance(module, (LearnableActivation, ActivationPerCall))
+                or type(module).__name__ in ACTIVATION_TYPES):
+            return True
+    return False
+
+
+def _prefix_hint(own: List[str], given: List[str]) -> str:
+    for key in given:
+        if key.endswith('.' + own[0]):
+            prefix = key[:-len(own[0])]
+            return (f'; its keys begin with {prefix!r}, so write '
+                    f'prefix={prefix!r} in init_cfg')
+    return ''

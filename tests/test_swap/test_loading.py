@@ -8,6 +8,7 @@ from mmengine.runner.checkpoint import load_checkpoint, save_checkpoint
 from torch import nn
 
 from mm_acon import LearnableActivation, swap_activations
+from mm_acon.activations.acon import MAX_GAP
 
 from .cases import build, images, run, small
 
@@ -61,14 +62,83 @@ def test_checkpoint_with_activations_is_reported(name, log, tmp_path):
     assert not loading_lines(log, logging.WARNING)
 
 
+META = dict(type='MetaACON')
+AT_CONV2 = dict(include=r'layer\d.*\.conv2$')
+
+
 def test_checkpoint_with_some_activations(log, tmp_path):
     """Trained with MetaACON after the 3x3, loaded where all are swapped."""
-    meta = dict(type='MetaACON')
-    partly = small(meta, swap=dict(include=r'layer\d.*\.conv2$'))
-    model = small(meta)
-    load_checkpoint(model, saved(tmp_path / 'some.pth', partly))
+    model = small(META)
+    load_checkpoint(
+        model, saved(tmp_path / 'some.pth', small(META, swap=AT_CONV2)))
     (line, ) = loading_lines(log, logging.WARNING)
     assert line.startswith('ResNet: 42 of 132 activation parameters')
+    assert ('. Fresh: relu, layer1.0.relu.0, layer1.0.relu.2, '
+            'layer1.1.relu.0, ') in line
+    assert 'Not used' not in line
+
+
+def test_checkpoint_with_more_activations(log, tmp_path):
+    """And the other way round: the network is not the one that was trained."""
+    model = small(META, swap=AT_CONV2)
+    load_checkpoint(model, saved(tmp_path / 'more.pth', small(META)))
+    (line, ) = loading_lines(log, logging.WARNING)
+    assert line.startswith('ResNet: 42 of 42 activation parameters come from '
+                           'the checkpoint. Not used of the checkpoint: '
+                           'relu.p1, relu.p2, relu.fc1.weight, ')
+    assert ' and 70 more. It was trained with activations that are not' in line
+    assert 'Fresh' not in line
+
+
+@pytest.mark.parametrize('trained, loaded, counts', [
+    (META, dict(type='PWLU'), '0 of 110'),
+    (dict(META, norm_cfg=dict(type='BN')), META, '132 of 132'),
+    (dict(META, reduction=8), META, '66 of 132'),
+])
+def test_checkpoint_with_other_activations(trained, loaded, counts, log,
+                                           tmp_path):
+    """By type, options and shape; PWLU's ReLU is no start for them."""
+    load_checkpoint(
+        small(loaded), saved(tmp_path / 'other.pth', small(trained)))
+    (line, ) = loading_lines(log, logging.WARNING)
+    assert line.startswith(f'ResNet: {counts} activation parameters')
+    assert ('trained with activations that are not these; write the act_cfg, '
+            'include and exclude that it was trained with') in line
+
+
+def test_other_keys_that_are_not_used_are_no_warning(log, tmp_path):
+    """Those of a classifier's head, for example."""
+    model = small(META)
+    checkpoint = saved(tmp_path / 'head.pth',
+                       nn.ModuleDict(dict(fc=nn.Linear(2, 2))))
+    state = dict(model.state_dict(), **torch.load(checkpoint)['state_dict'])
+    save_checkpoint(dict(state_dict=state), checkpoint)
+    load_checkpoint(model, checkpoint)
+    (line, ) = loading_lines(log, logging.INFO)
+    assert line.endswith('come from the checkpoint. Not used of the '
+                         'checkpoint: fc.weight, fc.bias')
+
+
+@pytest.mark.parametrize('name', ACTS)
+def test_forgotten_prefix(name, log, tmp_path):
+    model = small(dict(type=name))
+    load_checkpoint(
+        model, saved(tmp_path / 'whole.pth', model, prefix='backbone.'))
+    (line, ) = loading_lines(log, logging.WARNING)
+    assert line.startswith(f'ResNet: 0 of {ACTS[name][1]} activation')
+    assert line.endswith("Nothing of the checkpoint fits; its keys begin with "
+                         "'backbone.', so write prefix='backbone.' in "
+                         'init_cfg')
+
+
+def test_frozen_activations_that_stay_fresh(log, tmp_path):
+    frozen = dict(frozen_stages=1, swap=dict(frozen='swap'))
+    load_checkpoint(
+        small(dict(type='PWLU'), **frozen), saved(tmp_path / 'plain.pth',
+                                                  small()))
+    (line, ) = loading_lines(log, logging.WARNING)
+    assert line.endswith('. Those in frozen stages stay fresh for the whole '
+                         "training; leave out frozen='swap'")
 
 
 def test_whole_detector_is_loaded_and_reported_once(log, tmp_path):
@@ -102,70 +172,122 @@ def test_checkpoint_brings_the_norms_of_norm_eval(log, tmp_path):
                              for line in log.of(logging.WARNING))
 
 
-RULE = dict(act_cfg=dict(type='MetaACON'), include=r'\.conv2$')
+def backbone(config, swap=None, **kwargs):
+    """Config of a ResNet-18 of any library, swapped or plain."""
+    config = dict(depth=18, out_indices=(0, 1, 2, 3), **config, **kwargs)
+    if swap:
+        config = dict(type='SwapActivations', backbone=config, swap=swap)
+    return config
 
 
-def classifier(**backbone):
-    return build(
+def trained(config, swap=None):
+    """Activations and statistics are no longer the first."""
+    model = build(
         dict(
             type='mmpretrain.ImageClassifier',
-            backbone=dict(
-                type='SwapActivations',
-                backbone='mmpretrain.ResNet',
-                depth=50,
-                out_indices=(0, 1, 2, 3),
-                **backbone)),
-        seed=1)
-
-
-@pytest.mark.parametrize('swap', [
-    RULE,
-    dict(act_cfg=dict(type='MetaACON', norm_cfg=dict(type='BN'))),
-    dict(act_cfg=dict(type='PWLU')),
-], ids=['MetaACON', 'MetaACON-BN everywhere', 'PWLU'])
-def test_pretrained_in_mmpretrain_then_loaded_in_mmdet(swap, log, tmp_path):
-    trained = classifier(swap=swap)
+            backbone=backbone(config, swap)))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for module in trained.modules():
+        for module in model.modules():
             if isinstance(module, LearnableActivation):
                 for parameter in module.parameters():
                     parameter += .1 * torch.rand(
                         parameter.shape, generator=generator)
-    run(trained.backbone, images())  # Statistics of norms too.
-    checkpoint = saved(tmp_path / 'pretrained.pth', trained)
+    run(model.backbone, images())
+    model.eval()
+    return model
 
+
+DEEP_STEM = [
+    dict(type='mmpretrain.ResNetV1c'),
+    dict(type='mmseg.ResNetV1c'),
+    dict(type='mmdet.ResNet', deep_stem=True)
+]
+# Pairs that are the same network.
+TRAVELS = [(dict(type='mmpretrain.ResNet'), dict(type='mmdet.ResNet')),
+           (dict(type='mmpretrain.ResNet'), dict(type='mmseg.ResNet')),
+           (dict(type='mmpretrain.ResNetV1d'), dict(type='mmdet.ResNetV1d')),
+           (DEEP_STEM[0], DEEP_STEM[1]), (DEEP_STEM[0], DEEP_STEM[2]),
+           (DEEP_STEM[1], DEEP_STEM[2]), (DEEP_STEM[2], DEEP_STEM[0])]
+
+
+SWAPS = {
+    'MetaACON': dict(act_cfg=META, include=r'layer\d\.\d\.conv[12]$'),
+    'MetaACON-BN': dict(act_cfg=dict(META, norm_cfg=dict(type='BN'))),
+    'PWLU': dict(act_cfg=dict(type='PWLU')),
+}
+
+
+@pytest.mark.parametrize('source, target, name', [
+    *((*travel, 'MetaACON-BN') for travel in TRAVELS),
+    *((*TRAVELS[0], name) for name in ('MetaACON', 'PWLU'))
+], ids=lambda value: value if isinstance(value, str) else value['type'])
+def test_trained_in_one_library_then_loaded_in_another(source, target, name,
+                                                       log, tmp_path):
+    model = trained(source, SWAPS[name])
+    checkpoint = saved(tmp_path / 'trained.pth', model)
     # As in a detector's config: both of the first stages frozen, because
     # the checkpoint brings their activations.
-    detector = build(
-        dict(
-            type='SwapActivations',
-            backbone='mmdet.ResNet',
-            depth=50,
+    loaded = build(
+        backbone(
+            target,
+            dict(SWAPS[name], frozen='swap'),
             frozen_stages=1,
-            swap=dict(swap, frozen='swap'),
             init_cfg=dict(
                 type='Pretrained', checkpoint=checkpoint,
                 prefix='backbone.')))
     log.records.clear()
-    detector.init_weights()
-    parameters = [
-        parameter for module in detector.modules()
-        if isinstance(module, LearnableActivation)
-        for parameter in module.parameters()
-    ]
+    loaded.init_weights()
+    number = sum(
+        len(list(module.parameters())) for module in loaded.modules()
+        if isinstance(module, LearnableActivation))
     assert loading_lines(log, logging.INFO) == [
-        f'ResNet: {len(parameters)} of {len(parameters)} activation '
+        f'{type(loaded).__name__}: {number} of {number} activation '
         'parameters come from the checkpoint'
     ]
     assert not log.of(logging.WARNING)
-    expected = trained.backbone.state_dict()
-    assert detector.state_dict().keys() == expected.keys()
-    for key, value in detector.state_dict().items():
-        assert torch.equal(value, expected[key]), key
-    trained.eval()
-    detector.eval()
-    stages = run(detector, images())
-    assert len(stages) == 4
-    for y, wanted in zip(stages, run(trained.backbone, images())):
+    for (key, value), wanted in zip(
+            loaded.state_dict().items(),
+            model.backbone.state_dict().values(),
+            strict=True):
+        assert torch.equal(value, wanted), key
+    loaded.eval()
+    for y, wanted in zip(
+            run(loaded, images()),
+            run(model.backbone, images()),
+            strict=True):
         assert torch.equal(y, wanted)
+
+
+@pytest.mark.parametrize('library', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_relu_checkpoint_keeps_its_function_with_pwlu(library, tmp_path):
+    config = dict(type=f'{library}.ResNet')
+    plain = trained(config).backbone
+    model = build(backbone(config, dict(act_cfg=dict(type='PWLU'))))
+    load_checkpoint(model, saved(tmp_path / 'plain.pth', plain))
+    model.eval()
+    for y, wanted in zip(run(model, images()), run(plain, images())):
+        assert torch.equal(y, wanted)
+
+
+def test_relu_checkpoint_keeps_its_function_with_acon(log, tmp_path):
+    """To within 0.2784645428 / beta at every site."""
+    config = dict(type='mmdet.ResNet')
+    plain = trained(config).backbone
+    model = build(
+        backbone(config, dict(act_cfg=dict(type='ACONC', beta_init=1000))))
+    load_checkpoint(model, saved(tmp_path / 'plain.pth', plain))
+    assert loading_lines(log, logging.INFO) == [
+        'ResNet: 0 of 51 activation parameters come from the checkpoint'
+    ]
+    gaps = []
+    for module in model.modules():
+        if isinstance(module, LearnableActivation):
+            module.register_forward_hook(lambda module, args, y: gaps.append(
+                (args[0].relu() - y).abs().max().item()))
+    model.eval()
+    outputs = run(model, images())
+    assert len(gaps) == 17
+    assert 2e-4 < max(gaps) <= MAX_GAP / 1000 + 1e-6
+    for y, wanted in zip(outputs, run(plain, images()), strict=True):
+        assert (y - wanted).norm() < 1e-2 * wanted.norm()
