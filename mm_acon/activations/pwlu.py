@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..ops import inference_table, pwlu, pwlu_table
+from ..ops import pwlu
 from ..ops.pwlu import MIN_WIDTH
 from .base import LearnableActivation
 
@@ -93,7 +93,6 @@ class PWLU(LearnableActivation):
         self.num_intervals = num_intervals
         self.bound = bound
         self._phase = NO_PHASES
-        self._table = None
         self.build()
 
     def add_parameters(self, num_channels: int) -> None:
@@ -134,27 +133,7 @@ class PWLU(LearnableActivation):
             if self.training and not _in_backward():
                 self._update_statistics(x.detach())
             return _JoinGraph.apply(F.relu(x), *self.parameters())
-        # On a GPU every block of the kernel makes its own table anyway, and
-        # comparing values there would wait for the device.
-        if (not self.training and not torch.is_grad_enabled()
-                and x.device.type == 'cpu'
-                and not torch.compiler.is_compiling()):
-            return pwlu_table(x, *self._inference_table())
         return pwlu(x, *self._parameters.values())
-
-    def _inference_table(self) -> Tuple[Tensor, ...]:
-        """Cached, and made again when a parameter has another value.
-
-        Values are compared, since what EMA and others write through
-        ``.data`` shows in no version counter.
-        """
-        now = list(self._parameters.values())
-        if self._table is None or not all(
-                old.dtype == new.dtype and torch.equal(old, new)
-                for old, new in zip(self._table[0], now)):
-            self._table = ([p.detach().clone() for p in now],
-                           inference_table(*now))
-        return self._table[1]
 
     @torch.no_grad()
     def _update_statistics(self, x: Tensor) -> None:

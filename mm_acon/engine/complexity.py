@@ -7,7 +7,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ..ops.extension import DEVICES
 
 # Multiply-adds per element, as MMEngine counts; a sigmoid counts as one.
-_COST = dict(acon=4, pwlu=2, pwlu_table=1)
+_COST = dict(acon=4, pwlu=2)
 
 
 def register_costs() -> None:

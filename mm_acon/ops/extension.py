@@ -33,14 +33,13 @@ DEVICES = _load()
 
 @functools.cache
 def _warn_of_reference(device: str) -> None:
-    if device == 'cpu':
-        remedy = f'Build them in the source folder: {BUILD_COMMAND}'
-    else:
-        remedy = 'There are none yet; torch.compile makes it faster.'
+    command = BUILD_COMMAND
+    if device == 'cuda':
+        command = f'FORCE_CUDA=1 {command} (needs nvcc)'
     warnings.warn(
         f'mm_acon has no compiled operators for {device} and runs its '
         'plain-PyTorch reference, which takes several times the time and '
-        f'memory. {remedy}',
+        f'memory. Build them in the source folder: {command}',
         stacklevel=4)
 
 

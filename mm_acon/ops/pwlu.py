@@ -134,6 +134,9 @@ def pwlu_table(x: Tensor, slope: Tensor, offset: Tensor, left: Tensor,
                inverse_length: Tensor) -> Tensor:
     r"""PWLU for inference: one look-up and one multiply-add (Sec. 4.3).
 
+    In plain PyTorch, for deployment: here :func:`pwlu`, which makes its own
+    table in every call, is faster.
+
     .. math::
         f(x) = A_j x + b_j, \quad
         j = \mathrm{clamp}(\lfloor (x - B_L) / d \rfloor + 1, 0, N + 1)
@@ -150,9 +153,6 @@ def pwlu_table(x: Tensor, slope: Tensor, offset: Tensor, left: Tensor,
     """
     check_input(x, 'pwlu_table')
     check_parameter('slope', slope, x, 'pwlu_table', dim=2)
-    if has_kernels(x):
-        return torch.ops.mm_acon.pwlu_table.default(x, slope, offset, left,
-                                                    inverse_length)
     dtype = compute_dtype(x, slope)
     value = x.to(dtype)
     position = (value - per_channel(left, x)) * per_channel(inverse_length, x)
@@ -174,7 +174,3 @@ if DEVICES:
     def _(grad, x, *parameters):
         return (dense_like(x),
                 *(torch.empty_like(p.contiguous()) for p in parameters))
-
-    @torch.library.register_fake('mm_acon::pwlu_table')
-    def _(x, slope, offset, left, inverse_length):
-        return dense_like(x)

@@ -71,12 +71,6 @@ def test_opcheck_pwlu(layout, dtype):
     torch.library.opcheck(torch.ops.mm_acon.pwlu.default, (x, *rest))
 
 
-def test_opcheck_pwlu_table():
-    x, *rest = (tensor.detach() for tensor in pwlu_arguments())
-    torch.library.opcheck(torch.ops.mm_acon.pwlu_table.default,
-                          (x, *mm_acon.ops.inference_table(*rest)))
-
-
 @pytest.mark.parametrize('intervals', (2, 16, 30, 32, 40))
 @pytest.mark.parametrize('shape', ((1, CHANNELS, 3), (2, CHANNELS, 33, 31)))
 def test_any_number_of_intervals(intervals, shape):
@@ -163,31 +157,6 @@ def test_compile_and_export(activation):
     assert_near(exported.module()(x), model(x))
 
 
-def test_table_equals_training_form_and_is_never_stale():
-    module = PWLU(CHANNELS).eval()
-    x = torch.randn(2, CHANNELS, 9, 9) * 3
-    changes = (lambda: None,
-               lambda: module.points.data.normal_(),
-               lambda: nn.init.normal_(module.left_slope),
-               lambda: module.right_bound.data.copy_(torch.rand(CHANNELS)),
-               lambda: module.load_state_dict(PWLU(CHANNELS).state_dict()),
-               lambda: module.double().float())
-    for change in changes:
-        change()
-        with torch.no_grad():
-            table = module(x)
-        torch.testing.assert_close(table, module(x), rtol=1e-5, atol=1e-5)
-
-
-def test_table_is_cached():
-    module = PWLU(CHANNELS).eval()
-    with torch.no_grad():
-        module(torch.randn(1, CHANNELS, 2))
-        first = module._table[1]
-        module(torch.randn(1, CHANNELS, 2))
-    assert module._table[1] is first
-
-
 @pytest.mark.parametrize('activation', (ACONC, PWLU))
 def test_flop_counters_know_the_operators(activation, caplog):
     """One multiply-add per element, as for the piece that is computed."""
@@ -233,6 +202,15 @@ def test_without_extension_one_warning(package):
     assert done.stderr.count('has no compiled operators') == 1
     assert 'has no compiled operators for cpu' in done.stderr
     assert 'pip install --no-build-isolation -e .' in done.stderr
+
+
+def test_warning_of_missing_cuda_operators():
+    with pytest.warns(UserWarning) as caught:
+        extension._warn_of_reference.__wrapped__('cuda')
+    assert 'has no compiled operators for cuda' in str(caught[0].message)
+    assert str(caught[0].message).endswith(
+        'Build them in the source folder: FORCE_CUDA=1 pip install '
+        '--no-build-isolation -e . (needs nvcc)')
 
 
 def test_broken_extension_is_an_error(package):

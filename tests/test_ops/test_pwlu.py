@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from mm_acon.ops import pwlu
+from mm_acon.ops import inference_table, pwlu, pwlu_table
 from mm_acon.ops.pwlu import MIN_WIDTH
 from tests.utils import (DTYPES, LAYOUTS, SHAPES, assert_near, run,
                          with_layout)
@@ -104,6 +104,26 @@ def test_by_hand(row, dtype, device):
     assert [g.flatten().tolist() for g in grads] == [[d_x],
                                                      list(d_points), [d_left],
                                                      [d_right], [d_kl], [d_kr]]
+
+
+@pytest.mark.parametrize('row', BY_HAND, ids=lambda row: f'x={row[0]}')
+def test_inference_table_by_hand(row):
+    table = inference_table(*unit(torch.float64, 'cpu'))
+    x = torch.tensor([[row[0]]], dtype=torch.float64)
+    assert pwlu_table(x, *table).item() == row[1]
+
+
+def test_inference_table():
+    """NaN stays NaN, and crossed bounds are as in the training form."""
+    parameters = three_units(torch.float64, 'cpu')
+    parameters[2] = parameters[2].clone()
+    parameters[2][1] = parameters[1][1] - 1
+    x = sixteenths((2, 3, 5, 5), 'cpu').double()
+    x[0, 0, 0, 0] = math.nan
+    torch.testing.assert_close(
+        pwlu_table(x, *inference_table(*parameters)),
+        pwlu(x, *parameters),
+        equal_nan=True)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)

@@ -1,7 +1,10 @@
 // What every kernel shares: how a tensor is seen, and host-and-device marks.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 
 #include <cmath>
 #include <cstdint>
@@ -56,16 +59,6 @@ inline at::Tensor like(const at::Tensor& grad, const at::Tensor& x,
   if (!view.channels_last) return grad.contiguous();
   return grad.contiguous(x.dim() == 4 ? at::MemoryFormat::ChannelsLast
                                       : at::MemoryFormat::ChannelsLast3d);
-}
-
-// Row sums (samples, channels) brought to the shape of a parameter that has
-// one row per channel, or one in all. float64 until the last step.
-inline at::Tensor sum_to(const at::Tensor& rows, const at::Tensor& parameter) {
-  at::Tensor sum = rows.sum(0);
-  if (parameter.size(0) == 1 && sum.size(0) != 1) {
-    sum = sum.sum(0, /*keepdim=*/true);
-  }
-  return sum.to(parameter.scalar_type()).view(parameter.sizes());
 }
 
 }  // namespace mm_acon

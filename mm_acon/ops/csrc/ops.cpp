@@ -14,7 +14,4 @@ TORCH_LIBRARY(mm_acon, m) {
   m.def("pwlu(Tensor x, " PWLU_PARAMETERS ") -> Tensor");
   m.def("pwlu_backward(Tensor grad, Tensor x, " PWLU_PARAMETERS
         ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "pwlu_table(Tensor x, Tensor slope, Tensor offset, Tensor left, "
-      "Tensor inverse_length) -> Tensor");
 }

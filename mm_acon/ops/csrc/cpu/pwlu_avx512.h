@@ -179,26 +179,6 @@ MM_ACON_AVX512 inline void backward(const float* grad, const float* x,
   }
 }
 
-MM_ACON_AVX512 inline void table(const float* x, float* y, int n,
-                                 const float* slope_numbers,
-                                 const float* offset_numbers, float left,
-                                 float inverse_length, int last_piece) {
-  const Table slope(slope_numbers, last_piece + 1),
-      offset(offset_numbers, last_piece + 1);
-  const __m512 one = _mm512_set1_ps(1.f), zero = _mm512_setzero_ps(),
-               from = _mm512_set1_ps(left),
-               inverse = _mm512_set1_ps(inverse_length),
-               last = _mm512_set1_ps(static_cast<float>(last_piece));
-  for (int i = 0; i < n; i += 16) {
-    const __m512 v = load(x + i, n - i);
-    __m512 position =
-        _mm512_add_ps(_mm512_mul_ps(_mm512_sub_ps(v, from), inverse), one);
-    position = _mm512_min_ps(_mm512_max_ps(position, zero), last);
-    const __m512i j = _mm512_cvttps_epi32(position);
-    store(y + i, _mm512_add_ps(_mm512_mul_ps(slope[j], v), offset[j]), n - i);
-  }
-}
-
 }  // namespace avx512
 }  // namespace mm_acon
 

@@ -68,20 +68,6 @@ void add_to_bins(const int32_t* piece, const T* pairs, int n, int count,
   }
 }
 
-template <typename T>
-MM_ACON_HD void table_loop(const T* x, T* y, int n, const T* slope,
-                           const T* offset, T left, T inverse_length,
-                           int last) {
-#pragma omp simd
-  for (int i = 0; i < n; ++i) {
-    T position = (x[i] - left) * inverse_length + T(1);
-    position = position > T(0) ? position : T(0);
-    position = position < T(last) ? position : T(last);
-    const int j = static_cast<int>(position);
-    y[i] = slope[j] * x[i] + offset[j];
-  }
-}
-
 MM_ACON_CLONES void forward_any(const float* x, float* y, int n,
                                 PwluPieces<float> pieces) {
   forward_loop(x, y, n, pieces);
@@ -91,12 +77,6 @@ MM_ACON_CLONES void backward_any(const float* grad, const float* x, float* dx,
                                  int32_t* piece, float* pairs) {
   backward_loop(grad, x, dx, n, pieces, piece, pairs);
 }
-MM_ACON_CLONES void table_any(const float* x, float* y, int n,
-                              const float* slope, const float* offset,
-                              float left, float inverse_length, int last) {
-  table_loop(x, y, n, slope, offset, left, inverse_length, last);
-}
-
 #if defined(MM_ACON_HAS_AVX512_PATH)
 bool fits_registers(int last) {
   return last < avx512::kMaxPieces && avx512::available();
@@ -140,22 +120,6 @@ void backward_block(const double* grad, const double* x, double* dx, int n,
                     const PwluPieces<double>& pieces, double* bins) {
   backward_by_blocks(grad, x, dx, n, pieces, bins, backward_loop<double>);
 }
-void table_block(const float* x, float* y, int n, const float* slope,
-                 const float* offset, float left, float inverse_length,
-                 int last) {
-#if defined(MM_ACON_HAS_AVX512_PATH)
-  if (fits_registers(last)) {
-    return avx512::table(x, y, n, slope, offset, left, inverse_length, last);
-  }
-#endif
-  table_any(x, y, n, slope, offset, left, inverse_length, last);
-}
-void table_block(const double* x, double* y, int n, const double* slope,
-                 const double* offset, double left, double inverse_length,
-                 int last) {
-  table_loop(x, y, n, slope, offset, left, inverse_length, last);
-}
-
 // The parameters as T. Units are channels that have numbers of their own, or
 // all channels as one.
 template <typename T>
@@ -317,49 +281,11 @@ pwlu_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
           column(3, right_slope)};
 }
 
-at::Tensor pwlu_table_cpu(const at::Tensor& input, const at::Tensor& slope,
-                          const at::Tensor& offset, const at::Tensor& left,
-                          const at::Tensor& inverse_length) {
-  const auto [x, view] = dense(input);
-  at::Tensor y = at::empty_like(x);
-  if (x.numel() == 0) return y;
-  const int last = static_cast<int>(slope.size(1) - 1);
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, x.scalar_type(), "pwlu_table", [&] {
-        using T = math_t<scalar_t>;
-        const auto type = c10::CppTypeToScalarType<T>::value;
-        const at::Tensor a = slope.to(type).contiguous();
-        const at::Tensor b = offset.to(type).contiguous();
-        const at::Tensor l = left.to(type).contiguous();
-        const at::Tensor s = inverse_length.to(type).contiguous();
-        const Tiles<scalar_t> tiles(view);
-        const int64_t stride = tiles.stride();
-        const int64_t unit = slope.size(0) == 1 ? 0 : 1;
-        const scalar_t* x_data = x.const_data_ptr<scalar_t>();
-        scalar_t* y_data = y.mutable_data_ptr<scalar_t>();
-        tiles.for_blocks([&](int64_t n, int64_t c, int64_t, int64_t p,
-                             int length) {
-          T x_buffer[kBlock], y_buffer[kBlock];
-          const int64_t at = tiles.offset(n, c, p), u = c * unit;
-          const T* from = load(x_data + at, stride, length, x_buffer);
-          T* to = target(y_data + at, stride, y_buffer);
-          table_block(from, to, length,
-                      a.const_data_ptr<T>() + u * (last + 1),
-                      b.const_data_ptr<T>() + u * (last + 1),
-                      l.const_data_ptr<T>()[u], s.const_data_ptr<T>()[u],
-                      last);
-          store(to, y_data + at, stride, length);
-        });
-      });
-  return y;
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(mm_acon, CPU, m) {
   m.impl("pwlu", pwlu_cpu);
   m.impl("pwlu_backward", pwlu_backward_cpu);
-  m.impl("pwlu_table", pwlu_table_cpu);
 }
 
 }  // namespace mm_acon

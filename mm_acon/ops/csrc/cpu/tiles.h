@@ -53,15 +53,21 @@ struct Tiles {
         view.inner, 1)) * width;
     const int64_t grain = std::max<int64_t>(1, 32768 / tile_size);
     at::parallel_for(0, count(), grain, [&](int64_t first, int64_t end) {
+      int64_t chunk = first % chunks, group = first / chunks % groups;
+      int64_t sample = first / chunks / groups;
       for (int64_t tile = first; tile < end; ++tile) {
-        const int64_t chunk = tile % chunks, row = tile / chunks;
-        const int64_t sample = row / groups, from = row % groups * width;
+        const int64_t from = group * width;
         const int64_t to = std::min(view.channels, from + width);
         const int64_t stop = std::min(view.inner, (chunk + 1) * kChunk);
         for (int64_t p = chunk * kChunk; p < stop; p += block) {
           const int length = static_cast<int>(std::min<int64_t>(
               block, stop - p));
           for (int64_t c = from; c < to; ++c) f(sample, c, chunk, p, length);
+        }
+        // Counted up: on small maps divisions would cost as much as f.
+        if (++chunk == chunks) {
+          chunk = 0;
+          if (++group == groups) group = 0, ++sample;
         }
       }
     });
