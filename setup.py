@@ -1,6 +1,8 @@
-"""Builds mm_acon._ext; everything else stands in pyproject.toml.
+"""Builds mm_acon._ext and links mm_acon/.mim; the rest is in pyproject.toml.
 
 MM_ACON_WITH_OPS=0 builds without: the operators then run in plain PyTorch.
+CUDA kernels are built where torch sees a GPU and finds nvcc, elsewhere with
+FORCE_CUDA=1 and, for example, TORCH_CUDA_ARCH_LIST='8.0;9.0'.
 """
 import os
 from pathlib import Path
@@ -8,14 +10,35 @@ from pathlib import Path
 from setuptools import setup
 
 
+def with_cuda():
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+    if os.getenv('FORCE_CUDA', '0') != '1':
+        return torch.cuda.is_available() and CUDA_HOME is not None
+    if torch.version.cuda is None:
+        raise SystemExit(
+            'FORCE_CUDA=1 needs a torch that was built with CUDA, and this '
+            f'is {torch.__version__}: install one, or unset FORCE_CUDA.')
+    if not (torch.cuda.is_available() or os.getenv('TORCH_CUDA_ARCH_LIST')):
+        raise SystemExit(
+            'FORCE_CUDA=1 without a GPU does not know what to build for: '
+            "write TORCH_CUDA_ARCH_LIST='8.0;9.0' or the like.")
+    return True
+
+
 def arguments():
     if os.getenv('MM_ACON_WITH_OPS', '1') == '0':
         return {}
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import (BuildExtension, CppExtension,
+                                           CUDAExtension)
 
     # Relative to this file, as setuptools wants paths.
     csrc = Path('mm_acon/ops/csrc')
     sources = sorted([*csrc.glob('*.cpp'), *csrc.glob('cpu/*.cpp')])
+    extension = CppExtension
+    if with_cuda():
+        sources += sorted(csrc.glob('cuda/*.cu'))
+        extension = CUDAExtension
     # No errno and no traps, so that loops become vector code. OpenMP for
     # at::parallel_for, when compiling only: linked, it would bring a second
     # OpenMP library beside torch's, whose threads get in each other's way.
@@ -23,11 +46,24 @@ def arguments():
         '-O3', '-g0', '-fno-math-errno', '-fno-trapping-math', '-fopenmp',
         '-fvisibility=hidden'
     ]
-    extension = CppExtension(
+    module = extension(
         'mm_acon._ext', [str(source) for source in sources],
-        extra_compile_args=dict(cxx=flags))
-    return dict(
-        ext_modules=[extension], cmdclass=dict(build_ext=BuildExtension))
+        extra_compile_args=dict(cxx=flags, nvcc=['-O3']))
+    return dict(ext_modules=[module], cmdclass=dict(build_ext=BuildExtension))
 
 
+def link_mim():
+    """Puts configs and tools where mim and mmengine look for them.
+
+    A wheel gets the files, a development install has the links.
+    """
+    mim = Path('mm_acon/.mim')
+    mim.mkdir(exist_ok=True)
+    for name in ('configs', 'tools', 'model-index.yml'):
+        link = mim / name
+        if not link.is_symlink():
+            link.symlink_to(Path('../..', name))
+
+
+link_mim()
 setup(**arguments())

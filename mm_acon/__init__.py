@@ -5,11 +5,13 @@ Importing the package registers everything in mmengine's root registries.
 from .activations import (ACONA, ACONB, ACONC, APL, PAU, PWLU, ACONFReLU,
                           FReLU, LearnableActivation, MetaACON)
 from .engine import (ActivationOptimWrapperConstructor, PWLURealignHook,
-                     allow_mmengine_checkpoints, register_costs)
+                     allow_mmengine_checkpoints, allow_package_configs,
+                     register_costs)
 from .models import MobileNetV1, SENet154, TFNet
 from .swap import SwapReport, swap_activations
 
 allow_mmengine_checkpoints()
+allow_package_configs()
 register_costs()
 
 __version__ = '0.1.0'

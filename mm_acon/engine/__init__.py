@@ -1,9 +1,10 @@
 from .checkpoint import allow_mmengine_checkpoints
 from .complexity import register_costs
 from .optim_wrapper_constructor import ActivationOptimWrapperConstructor
+from .package_configs import allow_package_configs
 from .pwlu_realign_hook import PWLURealignHook
 
 __all__ = [
     'ActivationOptimWrapperConstructor', 'PWLURealignHook',
-    'allow_mmengine_checkpoints', 'register_costs'
+    'allow_mmengine_checkpoints', 'allow_package_configs', 'register_costs'
 ]

@@ -13,12 +13,14 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..datasets.demo import demo_config
+from .package_configs import SCOPE, package_config
 
 
 def add_config_options(parser: ArgumentParser) -> None:
     """Declares the config and the options that change it."""
     parser.add_argument(
-        'config', help='config file, or mmdet::, mmseg::, mmpretrain:: path')
+        'config',
+        help='config file, or mm_acon::, mmdet::, mmseg::, mmpretrain:: path')
     parser.add_argument(
         '--act',
         metavar='TYPE',
@@ -86,7 +88,7 @@ def prepare_config(args: Namespace, *loaders: str) -> Config:
     if args.work_dir:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = default_work_dir(args.config, args.act,
+        cfg.work_dir = default_work_dir(cfg.filename, args.act,
                                         'demo' if args.demo else None)
     return cfg
 
@@ -103,13 +105,15 @@ def load_config(name: str) -> Config:
     Raises:
         FileNotFoundError: there is no such file.
     """
+    if name.startswith(SCOPE):
+        name = package_config(name)
     if '::' in name:
         return get_config(name)
     if not osp.isfile(name):
         raise FileNotFoundError(
             f'There is no config {name!r} (looked for {osp.abspath(name)}). '
-            'Write a path, or mmdet::, mmseg:: or mmpretrain:: and the '
-            'config as the package ships it.')
+            'Write a path, or mm_acon::, mmdet::, mmseg:: or mmpretrain:: '
+            'and the config as the package ships it.')
     return Config.fromfile(name)
 
 

@@ -1,0 +1,216 @@
+"""What an installed package brings: configs, tools, and the index of them."""
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from argparse import ArgumentParser
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.config.utils import _get_cfg_metainfo
+
+import mm_acon
+from mm_acon.engine import package_configs
+from mm_acon.engine.config import add_config_options, prepare_config
+
+for library in ('mmdet', 'mmseg', 'mmpretrain'):
+    pytest.importorskip(library)
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = {path.stem: path for path in (ROOT / 'configs').glob('*.py')}
+# What a checkout has, of which the tests need the package alone.
+SOURCES = ('configs', 'mm_acon', 'tools', 'MANIFEST.in', 'README.md',
+           'model-index.yml', 'pyproject.toml', 'setup.py')
+# One of each library, one whose name has a dot, and a file of _base_.
+READ = ('retinanet_r50_metaacon.py', 'pspnet_r50_pwlu.py', 'tfnet_0.5.py',
+        '_base_/scratch_270k.py')
+
+
+def call(folder, *arguments, **environment):
+    done = subprocess.run([sys.executable, *map(str, arguments)],
+                          cwd=folder,
+                          capture_output=True,
+                          text=True,
+                          env=dict(
+                              os.environ, OMP_NUM_THREADS='1', **environment))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def files(*folders):
+    """What there is, by the path below the folder's parent."""
+    return {
+        path.relative_to(folder.parent)
+        for folder in folders
+        for path in [folder, *folder.rglob('*')]
+        if path.is_file() and path.suffix != '.pyc'
+    }
+
+
+@pytest.fixture(scope='module')
+def sdist(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('sdist')
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name,
+                folder / name,
+                ignore=shutil.ignore_patterns('__pycache__', '*.so', '.mim'))
+        else:
+            shutil.copy(ROOT / name, folder)
+    call(
+        folder,
+        '-c',
+        "from setuptools import build_meta; build_meta.build_sdist('dist')",
+        MM_ACON_WITH_OPS='0')
+    path, = (folder / 'dist').iterdir()
+    return path
+
+
+@pytest.fixture(scope='module')
+def installed(sdist, tmp_path_factory):
+    """A folder with the package as a wheel of the sdist installs it."""
+    folder = tmp_path_factory.mktemp('site')
+    call(
+        folder,
+        *('-m', 'pip', 'install', '--quiet', '--no-index', '--no-deps'),
+        *('--no-build-isolation', '--no-compile', '--target', folder, sdist),
+        MM_ACON_WITH_OPS='0')
+    return folder
+
+
+def test_sdist_has_all_that_a_build_needs(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {Path(*Path(name).parts[1:]) for name in archive.getnames()}
+    csrc = ROOT / 'mm_acon/ops/csrc'
+    assert {path.relative_to(ROOT)
+            for path in csrc.rglob('*.*') if path.is_file()} <= names
+    assert {Path('setup.py'), Path('MANIFEST.in')} <= names
+    assert not any('.mim' in name.parts for name in names)
+
+
+def test_wheel_has_configs_and_tools(installed):
+    mim = installed / 'mm_acon/.mim'
+    shipped = (ROOT / name for name in ('configs', 'tools', 'model-index.yml'))
+    assert files(*mim.iterdir()) == files(*shipped)
+    assert not any(path.is_symlink() for path in [mim, *mim.rglob('*')])
+
+
+COMPARE = '''
+import sys
+import mm_acon
+from mmengine.config import Config
+root, *names = sys.argv[1:]
+for name in names:
+    installed = Config.fromstring(f"_base_ = 'mm_acon::{name}'", '.py')
+    there = Config.fromfile(f'{root}/configs/{name}')
+    assert installed.to_dict() == there.to_dict(), name
+print(mm_acon.__file__)
+'''
+
+
+def test_wheel_reads_its_configs(installed, tmp_path):
+    """Without the repository on the path."""
+    out = call(tmp_path, '-c', COMPARE, ROOT, *READ, PYTHONPATH=str(installed))
+    assert out.splitlines()[-1] == str(installed / 'mm_acon/__init__.py')
+
+
+@pytest.mark.parametrize('name', READ)
+def test_checkout_reads_its_configs(name):
+    """As one of the user's own files, without a scope."""
+    cfg = Config.fromstring(f"_base_ = 'mm_acon::{name}'", '.py')
+    assert cfg.to_dict() == Config.fromfile(ROOT / 'configs' / name).to_dict()
+
+
+@pytest.mark.parametrize('install', ['development', 'wheel'])
+def test_two_lines_train_in_an_empty_folder(install, installed, tmp_path):
+    (tmp_path / 'my.py').write_text(
+        "_base_ = 'mm_acon::retinanet_r50_metaacon.py'\n"
+        'train_dataloader = dict(batch_size=4)\n')
+    tools, environment = ROOT / 'tools', {}
+    if install == 'wheel':
+        tools = installed / 'mm_acon/.mim/tools'
+        environment = dict(PYTHONPATH=str(installed))
+    call(tmp_path, tools / 'train.py', 'my.py', '--demo', '--cfg-options',
+         'train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=4',
+         'train_dataloader.batch_size=2', 'val_dataloader.dataset.indices=2',
+         **environment)
+    work_dir = tmp_path / 'work_dirs/my-demo'
+    assert (work_dir / 'epoch_1.pth').is_file()
+    log, = work_dir.glob('*/*.log')
+    assert '16 of 49 activation sites replaced' in log.read_text()
+
+
+def test_tools_take_the_name_of_a_config():
+    parser = ArgumentParser()
+    add_config_options(parser)
+    cfg = prepare_config(parser.parse_args(['mm_acon::tfnet_0.5.py']))
+    assert cfg.model.backbone.type == 'TFNet'
+    assert cfg.work_dir == 'work_dirs/tfnet_0.5'
+
+
+def test_name_that_is_no_config():
+    with pytest.raises(
+            FileNotFoundError,
+            match="no config 'mm_acon::nothing.py'. Expected mm_acon:: and a "
+            'file of .*configs, such as mm_acon::retinanet_r50_metaacon.py'):
+        Config.fromstring("_base_ = 'mm_acon::nothing.py'", '.py')
+
+
+def test_package_that_was_not_installed(monkeypatch, tmp_path):
+    monkeypatch.setattr(package_configs, 'FOLDER', tmp_path / 'configs')
+    with pytest.raises(
+            FileNotFoundError,
+            match="'mm_acon::tfnet_0.5.py' is looked for in .*, which is made "
+            'when the package is installed: pip install'):
+        Config.fromstring("_base_ = 'mm_acon::tfnet_0.5.py'", '.py')
+
+
+@pytest.fixture(scope='module')
+def index():
+    """model-index.yml, as mim reads it."""
+    load = pytest.importorskip('modelindex.load_model_index').load
+    return load(str(Path(mm_acon.__file__).parent / '.mim/model-index.yml'))
+
+
+def test_index_lists_every_config_once(index):
+    assert sorted(model.name for model in index.models) == sorted(CONFIGS)
+    for model in index.models:
+        assert model.config == f'configs/{model.name}.py'
+    # mim leaves out what is wrong and goes on.
+    problems = [index.check_errors, index.models.check_errors]
+    problems += [model.check_errors for model in index.models]
+    assert not any(problems)
+
+
+def test_index_has_no_results(index):
+    """Nothing of it was run."""
+    assert not any(model.results or model.weights for model in index.models)
+
+
+DATA = dict(
+    ImageNet='ImageNet-1k', CocoDataset='COCO', CityscapesDataset='Cityscapes')
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_index_says_what_the_config_does(name, index):
+    cfg = Config.fromfile(CONFIGS[name])
+    model, = (model for model in index.models if model.name == name)
+    length = 'max_iters' if 'max_iters' in cfg.train_cfg else 'max_epochs'
+    assert model.metadata.data == {
+        'Training Data': DATA[cfg.train_dataloader.dataset.type],
+        'Batch Size': cfg.auto_scale_lr.base_batch_size,
+        dict(max_iters='Iterations', max_epochs='Epochs')[length]:
+        cfg.train_cfg[length],
+    }
+    collection = name.rpartition('_')[2]
+    if name.startswith('tfnet'):
+        collection = 'tfnet'
+    assert model.in_collection.lower() == collection
+
+
+def test_mmengine_reads_the_index(installed):
+    found = _get_cfg_metainfo(str(installed / 'mm_acon'), 'tfnet_0.5.py')
+    assert found['Name'] == 'tfnet_0.5'
