@@ -15,10 +15,16 @@ FORMS = [(device, form) for device in DEVICES
 # would share among its examples.
 @pytest.fixture(scope='session', params=FORMS, ids='-'.join)
 def device(request):
-    name, form = request.param
-    extension.DEVICES = BUILT if form == 'compiled' else frozenset()
-    yield name
-    extension.DEVICES = BUILT
+    return request.param[0]
+
+
+@pytest.fixture(autouse=True)
+def form(request, monkeypatch):
+    """The form that ``device`` names, the compiled one in all other tests."""
+    case = getattr(request.node, 'callspec', None)
+    _, form = case.params.get('device', FORMS[0]) if case else FORMS[0]
+    monkeypatch.setattr(extension, 'DEVICES',
+                        BUILT if form == 'compiled' else frozenset())
 
 
 @pytest.fixture(autouse=True)

@@ -22,12 +22,6 @@ pytestmark = pytest.mark.skipif(not BUILT, reason='_ext is not built')
 CHANNELS = 5
 
 
-@pytest.fixture(autouse=True)
-def compiled(monkeypatch):
-    """Whatever form other tests have switched to."""
-    monkeypatch.setattr(extension, 'DEVICES', BUILT)
-
-
 def pwlu_arguments(shape=(2, CHANNELS, 6, 7), intervals=16, dtype=None):
     torch.manual_seed(0)
     tensors = [
