@@ -1,0 +1,343 @@
+#include <ATen/Dispatch.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "../acon_math.h"
+#include "layout.cuh"
+
+namespace mm_acon {
+namespace {
+
+constexpr int kAconThreads = 256;
+constexpr int64_t kAconChunk = 4096, kAconPixels = 32;
+
+// Arrays as (N, C, ...) in memory order. pixel_beta: one number per element.
+template <typename scalar_t>
+struct AconArrays {
+  const scalar_t* x;
+  const scalar_t* grad;
+  scalar_t* out;  // y or dx
+  const math_t<scalar_t>* pixel_beta;
+  math_t<scalar_t>* pixel_dbeta;
+};
+
+// p1, p2 and beta with the steps that find a row's numbers.
+template <typename T>
+struct AconNumbers {
+  const T *p1, *p2, *beta;
+  int64_t p1_step, p2_step, sample_step, channel_step;
+};
+
+// What one thread computes: forward, or backward with the sums of g x G (for
+// p1), g x, and g df/dbeta. kUnits: 1, or a unit per element of a vector.
+template <typename scalar_t, int kUnits, bool kPixel, bool kBackward>
+struct AconBody {
+  using T = math_t<scalar_t>;
+  // Bytes that a thread has on their way, and those of an element.
+  static constexpr int kInFlight = kBackward ? 32 : 64;
+  static constexpr int kBytes =
+      (kBackward ? 2 : 1) * sizeof(scalar_t) + (kPixel ? sizeof(T) : 0);
+
+  template <int V>
+  struct Loaded {
+    Vector<scalar_t, V> x, grad;
+    Vector<T, V> beta;
+  };
+
+  __device__ __forceinline__ AconBody(const AconArrays<scalar_t>& arrays,
+                                      const AconNumbers<T>& numbers,
+                                      int64_t sample, int64_t channel)
+      : arrays(arrays) {
+#pragma unroll
+    for (int k = 0; k < kUnits; ++k) {
+      const int64_t c = channel + k;
+      p2[k] = numbers.p2[c * numbers.p2_step];
+      d[k] = numbers.p1[c * numbers.p1_step] - p2[k];
+      if constexpr (!kPixel) {
+        beta[k] = numbers.beta[sample * numbers.sample_step +
+                               c * numbers.channel_step];
+      }
+    }
+  }
+
+  template <int V>
+  __device__ __forceinline__ Loaded<V> load(int64_t at) const {
+    Loaded<V> loaded;
+    loaded.x = mm_acon::load<V>(arrays.x, at);
+    if constexpr (kBackward) loaded.grad = mm_acon::load<V>(arrays.grad, at);
+    if constexpr (kPixel) {
+      loaded.beta = mm_acon::load<V>(arrays.pixel_beta, at);
+    }
+    return loaded;
+  }
+
+  template <int V>
+  __device__ __forceinline__ void apply(const Loaded<V>& loaded, int64_t at) {
+    Vector<scalar_t, V> result;
+    Vector<T, V> dbeta;
+#pragma unroll
+    for (int e = 0; e < V; ++e) {
+      const int k = kUnits == 1 ? 0 : e;
+      const T x = loaded.x.number(e);
+      const T b = kPixel ? loaded.beta.at[e] : beta[k];
+      if constexpr (kBackward) {
+        const T g = loaded.grad.number(e);
+        const AconSlopes<T> slopes = acon_slopes(x, d[k], p2[k], b);
+        result.at[e] = g * slopes.x;
+        sums[0][k] += g * slopes.p1;
+        sums[1][k] += g * x;
+        if constexpr (kPixel) {
+          dbeta.at[e] = g * slopes.beta;
+        } else {
+          sums[2][k] += g * slopes.beta;
+        }
+      } else {
+        result.at[e] = acon(x, d[k], p2[k], b);
+      }
+    }
+    store(arrays.out, at, result);
+    if constexpr (kPixel && kBackward) store(arrays.pixel_dbeta, at, dbeta);
+  }
+
+  AconArrays<scalar_t> arrays;
+  T d[kUnits], p2[kUnits], beta[kUnits], sums[3][kUnits] = {};
+};
+
+// sums: (C, N * chunks, 3).
+template <typename scalar_t, bool kPixel, bool kBackward>
+__global__ void __launch_bounds__(kAconThreads)
+    acon_rows(Rows rows, AconArrays<scalar_t> arrays,
+              AconNumbers<math_t<scalar_t>> numbers,
+              math_t<scalar_t>* sums) {
+  const int64_t index =
+      (static_cast<int64_t>(blockIdx.x) * kAconThreads + threadIdx.x) >>
+      rows.log2_lanes;
+  const int64_t row = index / rows.chunks, chunk = index - row * rows.chunks;
+  const int64_t sample = row / rows.channels;
+  const int64_t channel = row - sample * rows.channels;
+  const bool exists = sample < rows.samples;
+  // A lane without a chunk takes part in the sums of its warp.
+  AconBody<scalar_t, 1, kPixel, kBackward> body(
+      arrays, numbers, exists ? sample : 0, exists ? channel : 0);
+  if (exists) rows.walk<kVector<scalar_t>>(body, sample, channel, chunk);
+  if constexpr (kBackward) {
+    const int64_t segments = rows.samples * rows.chunks;
+    sums += (channel * segments + sample * rows.chunks + chunk) * 3;
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      const auto sum = sum_lanes(body.sums[i][0], rows.lanes());
+      if (exists && rows.lane() == 0) sums[i] = sum;
+    }
+  }
+}
+
+template <typename scalar_t, int K, bool kPixel, bool kBackward>
+__global__ void __launch_bounds__(kAconThreads)
+    acon_pixels(Pixels pixels, AconArrays<scalar_t> arrays,
+                AconNumbers<math_t<scalar_t>> numbers,
+                math_t<scalar_t>* sums) {
+  using T = math_t<scalar_t>;
+  const Place<K> place(pixels);
+  // Lanes without channels compute nothing, with the first channel's numbers.
+  AconBody<scalar_t, K, kPixel, kBackward> body(
+      arrays, numbers, place.sample,
+      place.channel < pixels.channels ? place.channel : 0);
+  place.walk(body, pixels);
+  if constexpr (kBackward) {
+    T* shared = static_cast<T*>(shared_memory());  // [3][K][threads]
+#pragma unroll
+    for (int i = 0; i < 3 * K; ++i) {
+      shared[i * kAconThreads + threadIdx.x] = body.sums[i / K][i % K];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < 3 * K * pixels.width; i += kAconThreads) {
+      const int which = i / pixels.width, group = i - which * pixels.width;
+      const int64_t c = place.first_channel + group * K + which % K;
+      if (c >= pixels.channels) continue;
+      const T* from = shared + which * kAconThreads + group;
+      T sum = 0;
+      for (int warp = 0; warp < kAconThreads; warp += kWarp) {
+        for (int row = 0; row < pixels.per_warp; ++row) {
+          sum += from[warp + row * pixels.width];
+        }
+      }
+      const int64_t segments = pixels.samples * pixels.chunks;
+      sums[(c * segments + place.segment) * 3 + which / K] = sum;
+    }
+  }
+}
+
+// A block per channel. dbeta is (C,), or (N, C) if it is per sample.
+template <typename T>
+__global__ void __launch_bounds__(1024)
+    acon_finish(const T* sums, int64_t samples, int64_t chunks,
+                bool per_sample, T* dp1, T* dp2, T* dbeta) {
+  double* buffer = static_cast<double*>(shared_memory());
+  const int64_t c = blockIdx.x, segments = samples * chunks;
+  sums += c * segments * 3;
+  sum_columns(sums, segments, 3, buffer);
+  if (threadIdx.x == 0) {
+    dp1[c] = buffer[0];
+    dp2[c] = buffer[1] - buffer[0];
+    if (!per_sample) dbeta[c] = buffer[2];
+  }
+  if (!per_sample) return;
+  for (int64_t n = threadIdx.x; n < samples; n += blockDim.x) {
+    double sum = 0;
+    for (int64_t i = 0; i < chunks; ++i) sum += sums[(n * chunks + i) * 3 + 2];
+    dbeta[n * gridDim.x + c] = sum;
+  }
+}
+
+struct AconGradients {
+  at::Tensor p1, p2, beta;
+};
+
+// Forward, where grad is undefined, or backward. Writes y or dx to out, which
+// has x's memory layout.
+template <typename scalar_t, bool kBackward>
+AconGradients acon_run(const at::Tensor& grad, const at::Tensor& x,
+                       const at::Tensor& p1, const at::Tensor& p2,
+                       const at::Tensor& beta, const View& shape,
+                       const at::Tensor& out) {
+  using T = math_t<scalar_t>;
+  const auto type = c10::CppTypeToScalarType<T>::value;
+  const bool per_element =
+      beta.dim() > 2 ||
+      (x.dim() == 2 && beta.dim() == 2 && beta.sizes() == x.sizes());
+  const bool per_sample = beta.dim() == 2 && !per_element;
+  const bool single_unit = p1.size(0) == 1 && p2.size(0) == 1 &&
+                           (per_element || beta.size(0) == 1);
+  const View view = per_sample ? shape : merge_samples(shape, single_unit);
+
+  const at::Tensor numbers_p1 = p1.to(type).contiguous();
+  const at::Tensor numbers_p2 = p2.to(type).contiguous();
+  const at::Tensor b = per_element ? like(beta.to(type), x, shape)
+                                   : beta.to(type).contiguous();
+  at::Tensor dbeta = per_element && kBackward
+                         ? at::empty_like(x, x.options().dtype(type))
+                         : at::Tensor();
+  const AconNumbers<T> numbers{numbers_p1.const_data_ptr<T>(),
+                               numbers_p2.const_data_ptr<T>(),
+                               b.const_data_ptr<T>(),
+                               p1.size(0) == 1 ? 0 : 1,
+                               p2.size(0) == 1 ? 0 : 1,
+                               per_sample ? beta.size(1) : 0,
+                               beta.size(-1) == 1 ? 0 : 1};
+  const AconArrays<scalar_t> arrays{
+      x.const_data_ptr<scalar_t>(),
+      kBackward ? grad.const_data_ptr<scalar_t>() : nullptr,
+      out.mutable_data_ptr<scalar_t>(),
+      per_element ? b.const_data_ptr<T>() : nullptr,
+      dbeta.defined() ? dbeta.mutable_data_ptr<T>() : nullptr};
+  const bool vectors = aligned({arrays.x, arrays.grad, arrays.out,
+                                arrays.pixel_beta, arrays.pixel_dbeta});
+
+  at::Tensor sums;
+  int64_t chunks;
+  const auto make_sums = [&]() -> T* {
+    if (!kBackward) return nullptr;
+    sums = at::empty({view.channels, view.samples * chunks, 3},
+                     x.options().dtype(type));
+    return sums.template mutable_data_ptr<T>();
+  };
+  const auto run_pixels = [&](auto vector, auto pixel) {
+    constexpr int K = decltype(vector)::value;
+    const Pixels pixels(view, K, kAconThreads / kWarp, kAconPixels);
+    chunks = pixels.chunks;
+    launch(acon_pixels<scalar_t, K, decltype(pixel)::value, kBackward>,
+           pixels.blocks(), kAconThreads,
+           kBackward ? 3 * K * kAconThreads * sizeof(T) : 0, pixels, arrays,
+           numbers, make_sums());
+  };
+  const auto run = [&](auto pixel) {
+    if (!view.channels_last) {
+      const Rows rows(view, kAconChunk, kVector<scalar_t>, vectors);
+      chunks = rows.chunks;
+      launch(acon_rows<scalar_t, decltype(pixel)::value, kBackward>,
+             ceil_div(view.samples * view.channels * chunks * rows.lanes(),
+                      kAconThreads),
+             kAconThreads, 0, rows, arrays, numbers, make_sums());
+    } else if (vectors && view.channels % kChannels<scalar_t> == 0) {
+      run_pixels(std::integral_constant<int, kChannels<scalar_t>>(), pixel);
+    } else {
+      run_pixels(std::integral_constant<int, 1>(), pixel);
+    }
+  };
+  if (per_element) {
+    run(std::true_type());
+  } else {
+    run(std::false_type());
+  }
+  if (!kBackward) return {};
+
+  AconGradients result{
+      at::empty({view.channels}, sums.options()),
+      at::empty({view.channels}, sums.options()),
+      at::empty({per_sample ? view.samples : 1, view.channels},
+                sums.options())};
+  const int threads = sum_threads(view.samples * chunks, 3);
+  launch(acon_finish<T>, view.channels, threads, threads * sizeof(double),
+         sums.const_data_ptr<T>(), view.samples, chunks, per_sample,
+         result.p1.mutable_data_ptr<T>(), result.p2.mutable_data_ptr<T>(),
+         result.beta.mutable_data_ptr<T>());
+  if (per_element) {
+    result.beta = dbeta.to(beta.scalar_type()).view_as(beta);
+  } else if (per_sample) {
+    if (beta.size(1) != view.channels) {
+      result.beta = result.beta.sum(1, /*keepdim=*/true);
+    }
+    result.beta = result.beta.to(beta.scalar_type());
+  } else {
+    result.beta = fit(result.beta.view(-1), beta);
+  }
+  return {fit(result.p1, p1), fit(result.p2, p2), result.beta};
+}
+
+at::Tensor acon_cuda(const at::Tensor& input, const at::Tensor& p1,
+                     const at::Tensor& p2, const at::Tensor& beta) {
+  const DeviceGuard guard(input.device());
+  at::Tensor x;
+  View shape;
+  std::tie(x, shape) = dense(input);
+  const at::Tensor y = at::empty_like(x);
+  if (x.numel() == 0) return y;
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, x.scalar_type(), "acon", [&] {
+        acon_run<scalar_t, false>({}, x, p1, p2, beta, shape, y);
+      });
+  return y;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> acon_backward_cuda(
+    const at::Tensor& grad_output, const at::Tensor& input,
+    const at::Tensor& p1, const at::Tensor& p2, const at::Tensor& beta) {
+  const DeviceGuard guard(input.device());
+  at::Tensor x;
+  View shape;
+  std::tie(x, shape) = dense(input);
+  const at::Tensor grad = like(grad_output, x, shape);
+  const at::Tensor dx = at::empty_like(x);
+  AconGradients to;
+  if (x.numel() == 0) {
+    to = {at::zeros(p1.sizes(), p1.options()),
+          at::zeros(p2.sizes(), p2.options()),
+          at::zeros(beta.sizes(), beta.options())};
+  } else {
+    AT_DISPATCH_FLOATING_TYPES_AND2(
+        at::kHalf, at::kBFloat16, x.scalar_type(), "acon_backward", [&] {
+          to = acon_run<scalar_t, true>(grad, x, p1, p2, beta, shape, dx);
+        });
+  }
+  return {dx, to.p1, to.p2, to.beta};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(mm_acon, MM_ACON_DEVICE, m) {
+  m.impl("acon", acon_cuda);
+  m.impl("acon_backward", acon_backward_cuda);
+}
+
+}  // namespace mm_acon

@@ -1,0 +1,324 @@
+// How CUDA kernels walk over a tensor, and how they are launched.
+//
+// Contiguous memory is walked row by row (the elements of one sample and
+// channel), channels_last memory pixel by pixel. What a thread, and a block,
+// sums up depends on the shape alone, so sums are equal to the last bit in
+// every run.
+#pragma once
+
+#include <algorithm>
+#include <initializer_list>
+
+#include "../common.h"
+
+#if defined(MM_ACON_EMULATED)
+#include "cuda_emulation.h"  // the tests' way to run this without a GPU
+#else
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#define MM_ACON_DEVICE CUDA
+
+namespace mm_acon {
+
+using DeviceGuard = c10::cuda::CUDAGuard;
+
+// Dynamic shared memory, aligned to 16 bytes.
+__device__ __forceinline__ void* shared_memory() {
+  extern __shared__ double2 storage[];
+  return storage;
+}
+
+__device__ __forceinline__ void check_access(const void*, size_t) {}
+
+// The most shared memory that a block can have.
+inline int64_t shared_limit() {
+  int bytes = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(
+      &bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+      c10::cuda::current_device()));
+  return bytes;
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads,
+            int64_t shared, const Arguments&... arguments) {
+  TORCH_CHECK(blocks <= std::numeric_limits<int>::max(),
+              "mm_acon: the input needs ", blocks, " blocks of a GPU");
+  if (shared > 48 * 1024) {
+    C10_CUDA_CHECK(cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        static_cast<int>(shared)));
+  }
+  kernel<<<static_cast<unsigned>(blocks), threads, shared,
+           c10::cuda::getCurrentCUDAStream()>>>(arguments...);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+}  // namespace mm_acon
+#endif
+
+namespace mm_acon {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffff;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// V numbers that are loaded and stored at once.
+template <typename T, int V>
+struct alignas(V * sizeof(T)) Vector {
+  T at[V];
+
+  // at[e] for arithmetic. bfloat16 is the upper half of a float: taken from
+  // the register that holds two, which else would be split when loaded.
+  __device__ __forceinline__ math_t<T> number(int e) const {
+    if constexpr (std::is_same_v<T, c10::BFloat16> && V > 1) {
+      uint32_t pair;
+      std::memcpy(&pair, &at[e & ~1], sizeof(pair));
+      pair = e & 1 ? pair & 0xffff0000 : pair << 16;
+      float result;
+      std::memcpy(&result, &pair, sizeof(result));
+      return result;
+    } else {
+      return at[e];
+    }
+  }
+};
+
+template <typename T>
+constexpr int kVector = 16 / sizeof(T);  // of a row
+template <typename T>
+constexpr int kChannels = std::min(4, kVector<T>);  // of a pixel
+
+template <int V, typename T>
+__device__ __forceinline__ Vector<T, V> load(const T* from, int64_t at) {
+  check_access(from + at, sizeof(Vector<T, V>));
+  return *reinterpret_cast<const Vector<T, V>*>(from + at);
+}
+
+// `at` is a multiple of V, but the compiler stores the elements one by one
+// unless it sees that.
+template <int V, typename T>
+__device__ __forceinline__ void store(T* to, int64_t at,
+                                      const Vector<T, V>& vector) {
+  check_access(to + at, sizeof(vector));
+  *reinterpret_cast<Vector<T, V>*>(to + (at & -V)) = vector;
+}
+
+inline bool aligned(std::initializer_list<const void*> pointers) {
+  return std::all_of(pointers.begin(), pointers.end(), [](const void* p) {
+    return reinterpret_cast<uintptr_t>(p) % 32 == 0;
+  });
+}
+
+// Has body load and compute the vectors first, first + step, ... below count,
+// with first < step; vector i lies at begin + i * stride. Several are loaded
+// before the first is used, so that the memory always has work. As long as
+// there are enough for all threads, that is done without branches, so that the
+// compiler can mix the vectors' instructions.
+template <int V, typename Body>
+__device__ __forceinline__ void walk(Body& body, int64_t begin,
+                                     int64_t stride, int first, int count,
+                                     int step) {
+  constexpr int kInFlight =
+      std::clamp<int>(Body::kInFlight / (V * Body::kBytes), 1, 8);
+  const int64_t jump = step * stride;
+  int64_t at = begin + first * stride;
+  const auto batch = [&](auto whole, int left) {
+    typename Body::template Loaded<V> loaded[kInFlight];
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u) {
+      if (decltype(whole)::value || u * step < left) {
+        loaded[u] = body.template load<V>(at + u * jump);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u, at += jump) {
+      if (decltype(whole)::value || u * step < left) {
+        body.template apply<V>(loaded[u], at);
+      }
+    }
+  };
+  for (; count >= kInFlight * step; count -= kInFlight * step) {
+    batch(std::true_type(), count);
+  }
+  if (first < count) batch(std::false_type(), count - first);
+}
+
+// Contiguous memory: rows cut into chunks, each of which is walked by a warp,
+// or by fewer lanes where rows are short.
+struct Rows {
+  Rows(const View& view, int64_t longest, int vector, bool aligned)
+      : samples(view.samples),
+        channels(view.channels),
+        inner(view.inner),
+        length(static_cast<int>(
+            ceil_div(ceil_div(inner, ceil_div(inner, longest)), 16) * 16)),
+        chunks(ceil_div(inner, length)),
+        aligned(aligned) {
+    const int64_t vectors =
+        ceil_div(std::min<int64_t>(inner, length), vector);
+    while (lanes() < kWarp && lanes() < vectors) ++log2_lanes;
+  }
+
+  MM_ACON_HD int lanes() const { return 1 << log2_lanes; }
+
+  __device__ __forceinline__ int lane() const {
+    return threadIdx.x & (lanes() - 1);
+  }
+
+  // A chunk whose ends are not aligned starts and ends with single elements.
+  template <int V, typename Body>
+  __device__ __forceinline__ void walk(Body& body, int64_t sample,
+                                       int64_t channel, int64_t chunk) const {
+    const int64_t from = chunk * length, left = inner - from;
+    const int64_t begin = (sample * channels + channel) * inner + from;
+    const int size = left < length ? static_cast<int>(left) : length;
+    int head = aligned ? static_cast<int>(-begin & (V - 1)) : size;
+    head = head < size ? head : size;
+    const int vectors = (size - head) / V, single = size - vectors * V;
+    const auto at = [&](int i) {
+      return begin + (i < head ? i : i + vectors * V);
+    };
+    int i = lane();
+    typename Body::template Loaded<1> loaded;
+    if (i < single) loaded = body.template load<1>(at(i));
+    mm_acon::walk<V>(body, begin + head, V, lane(), vectors, lanes());
+    while (i < single) {
+      body.template apply<1>(loaded, at(i));
+      i += lanes();
+      if (i < single) loaded = body.template load<1>(at(i));
+    }
+  }
+
+  int64_t samples, channels, inner;
+  int length;
+  int64_t chunks;
+  int log2_lanes = 0;
+  bool aligned;
+};
+
+// channels_last memory: a lane owns `vector` neighbouring channels. Up to 32
+// such groups are a tile, and the lanes of a warp cover one pixel of a tile,
+// or several where there are few groups. A block walks a chunk of the pixels
+// of one sample.
+struct Pixels {
+  Pixels(const View& view, int vector, int warps, int64_t longest)
+      : samples(view.samples), channels(view.channels), inner(view.inner) {
+    const int64_t groups = ceil_div(channels, vector);
+    tiles = ceil_div(groups, kWarp);
+    width = static_cast<int>(ceil_div(groups, tiles));
+    per_warp = kWarp / width;
+    // At most `longest` pixels for a thread, fewer in small tensors, so that
+    // there are blocks for all of the GPU.
+    const int step = warps * per_warp;
+    const int64_t fair = ceil_div(samples * inner * tiles, 1024 * step);
+    length = static_cast<int>(
+        std::clamp<int64_t>(fair, 8, longest) * step);
+    chunks = ceil_div(inner, length);
+  }
+
+  int64_t blocks() const { return tiles * samples * chunks; }
+
+  int64_t samples, channels, inner, tiles;
+  int width, per_warp, length;
+  int64_t chunks;
+};
+
+// Where a thread stands in Pixels.
+template <int K>
+struct Place {
+  __device__ __forceinline__ explicit Place(const Pixels& pixels)
+      : warp(threadIdx.x / kWarp), lane(threadIdx.x % kWarp) {
+    const int64_t tile = blockIdx.x % pixels.tiles;
+    segment = blockIdx.x / pixels.tiles;
+    const int row = lane / pixels.width;
+    group = lane - row * pixels.width;
+    first_channel = tile * pixels.width * K;
+    channel = first_channel + group * K;
+    first = warp * pixels.per_warp + row;
+    sample = segment / pixels.chunks;
+    const int64_t from = (segment - sample * pixels.chunks) * pixels.length;
+    const int64_t left = pixels.inner - from;
+    count = left < pixels.length ? static_cast<int>(left) : pixels.length;
+    // A lane too many.
+    if (row >= pixels.per_warp || channel >= pixels.channels) count = 0;
+    begin = (sample * pixels.inner + from) * pixels.channels + channel;
+  }
+
+  template <typename Body>
+  __device__ __forceinline__ void walk(Body& body,
+                                       const Pixels& pixels) const {
+    mm_acon::walk<K>(body, begin, pixels.channels, first, count,
+                     static_cast<int>(blockDim.x / kWarp) * pixels.per_warp);
+  }
+
+  int warp, lane, group;   // group: of K channels, within the tile
+  int64_t first_channel;   // of the tile
+  int64_t channel;         // of the lane
+  int64_t segment, sample;
+  int64_t begin;
+  int first, count;
+};
+
+// Adds over groups of lanes; the first lane of each has the sum.
+template <typename T>
+__device__ __forceinline__ T sum_lanes(T value, int lanes) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(kAllLanes, value, offset);
+  }
+  return value;
+}
+
+// A block's sums of the columns of (count, width) numbers, in the first width
+// places of buffer, which has at least as many as there are threads.
+template <typename T>
+__device__ void sum_columns(const T* from, int64_t count, int width,
+                            double* buffer) {
+  const int threads = blockDim.x, t = threadIdx.x;
+  const int columns = width < threads ? width : threads;
+  const int rows = threads / columns, row = t / columns;
+  if (row < rows) {
+    for (int k = t - row * columns; k < width; k += columns) {
+      double sum = 0;
+#pragma unroll 8
+      for (int64_t i = row; i < count; i += rows) sum += from[i * width + k];
+      buffer[row * width + k] = sum;
+    }
+  }
+  __syncthreads();
+  for (int k = t; k < width; k += threads) {
+    double sum = buffer[k];
+    for (int i = 1; i < rows; ++i) sum += buffer[i * width + k];
+    buffer[k] = sum;
+  }
+  __syncthreads();
+}
+
+// How many threads sum_columns should have.
+inline int sum_threads(int64_t count, int width) {
+  return count * width > 8192 ? 1024 : 128;
+}
+
+// For what depends on the channel alone: channels_last memory is one sample,
+// as is a batch without spatial axes, and for a single unit everything is one
+// row.
+inline View merge_samples(const View& view, bool single_unit) {
+  if (single_unit) return {1, 1, view.size(), false};
+  if (view.channels_last || view.inner == 1) {
+    return {1, view.channels, view.samples * view.inner, true};
+  }
+  return view;
+}
+
+// A gradient with a row per unit, in the shape and dtype of its parameter.
+inline at::Tensor fit(at::Tensor gradient, const at::Tensor& parameter) {
+  if (gradient.size(0) != parameter.size(0)) {
+    gradient = gradient.sum(0, /*keepdim=*/true);
+  }
+  return gradient.to(parameter.scalar_type());
+}
+
+}  // namespace mm_acon

@@ -1,0 +1,98 @@
+"""The CUDA kernels on a machine without a GPU: compiled, and emulated."""
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / 'mm_acon' / 'ops' / 'csrc' / 'cuda').glob('*.cu'))
+INCLUDES = [f'-I{path}' for path in cpp_extension.include_paths()]
+# A header that torch makes when it is built with CUDA may be missing.
+DEFINES = ['-std=c++20', '-DC10_USING_CUSTOM_GENERATED_MACROS']
+NVCC = shutil.which('nvcc') or shutil.which(
+    'nvcc', path=os.path.join(cpp_extension.CUDA_HOME or '', 'bin'))
+
+
+def call(*command, **options):
+    done = subprocess.run(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options)
+    assert done.returncode == 0, done.stdout[-5000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(not NVCC, reason='nvcc is not found')
+@pytest.mark.parametrize('source', SOURCES, ids=lambda path: path.stem)
+def test_compiles_for_a_gpu(source, tmp_path):
+    """Every kernel does without what would make it slow or unrepeatable."""
+    log = call(NVCC, *DEFINES, *cpp_extension.COMMON_NVCC_FLAGS, *INCLUDES,
+               '-O3', '-arch=sm_90', '-Xptxas', '-v', '--keep', '--keep-dir',
+               tmp_path, '-c', source, '-o', tmp_path / 'object.o')
+    ptx = (tmp_path / f'{source.stem}.ptx').read_text()
+    ptx = dict(re.findall(r'\.entry (\w+)\((.*?)\n}', ptx, re.DOTALL))
+    resources = re.findall(
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, "
+        r'(\d+) bytes spill stores, (\d+) bytes spill loads.*?'
+        r'Used (\d+) registers', log, re.DOTALL)
+    assert len(resources) == len(ptx) > 20
+    for name, *memory, registers in resources:
+        finish = 'finish' in name
+        assert int(registers) * (1024 if finish else 256) <= 65536, name
+        # double is for checks of gradients; all else is to be as fast as
+        # memory, which spilled registers would not be.
+        if not re.search(r'(rows|pixels|finish)Id', name):
+            assert memory == ['0', '0', '0'], name
+        # Sums in the order in which threads come differ from run to run.
+        assert not re.search(r'\b(atom|red)\.', ptx[name]), name
+        # No kernel has memory of its own: a pointer taken for one into it
+        # would be an error of the compiler, seen with nvcc 13.0.
+        assert '.local' not in ptx[name], name
+        # pixelsI<dtype>Li1E: one channel a lane.
+        if not (finish or re.search(r'pixelsI.*?Li1E', name)):
+            assert len(re.findall(r'st\.global\.v[24]\.', ptx[name])) > 1, name
+
+
+@pytest.fixture(scope='module')
+def emulated(tmp_path_factory):
+    """A copy of the package whose CPU operators are the CUDA kernels."""
+    copy = tmp_path_factory.mktemp('emulated')
+    for folder in ('mm_acon', 'tests'):
+        shutil.copytree(
+            ROOT / folder,
+            copy / folder,
+            ignore=shutil.ignore_patterns('_ext*', 'csrc', '.mim',
+                                          '__pycache__'))
+    emulation = Path(__file__).parent / 'cuda_emulation'
+    library = '_ext' + sysconfig.get_config_var('EXT_SUFFIX')
+    # Fortified, longjmp takes a change of stacks for an error.
+    options = '-DMM_ACON_EMULATED -O1 -w -shared -fPIC -U_FORTIFY_SOURCE'
+    call(cpp_extension.get_cxx_compiler(), *DEFINES, *options.split(),
+         *INCLUDES, f'-I{emulation}', emulation / 'emulated.cpp', '-o',
+         copy / 'mm_acon' / library,
+         *(f'-L{path}' for path in cpp_extension.library_paths()),
+         '-ltorch_cpu', '-ltorch', '-lc10')
+    return copy
+
+
+def test_emulated(emulated):
+    """The operators' own tests, and those of how a GPU shares the work."""
+    command = '-m pytest -q -x -p no:cacheprovider -k "not reference"'
+    files = ('test_acon.py', 'test_pwlu.py', 'cuda_emulation/cases.py')
+    log = call(
+        sys.executable,
+        *shlex.split(command),
+        f'-c{ROOT / "pyproject.toml"}',
+        f'--rootdir={emulated}',
+        *(emulated / 'tests' / 'test_ops' / file for file in files),
+        cwd=emulated)
+    assert int(re.search(r'(\d+) passed', log)[1]) > 900
