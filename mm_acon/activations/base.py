@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..ops.checks import check_input
+from ..ops.checks import check_device, check_input
 
 
 def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -110,7 +110,13 @@ class LearnableActivation(nn.Module):
         if (x.dim() < 2 or x.shape[1] != self.num_channels
                 or not x.is_floating_point()):
             self._meet(x)
-        return self.activate(x)
+        try:
+            return self.activate(x)
+        except RuntimeError:
+            # Afterwards, since a look at the devices costs time.
+            for name, parameter in self.named_parameters():
+                check_device(name, parameter, x, type(self).__name__)
+            raise
 
     def _meet(self, x: Tensor) -> None:
         """Takes the width from a first input, refuses what does not fit."""

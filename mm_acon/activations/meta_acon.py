@@ -125,7 +125,9 @@ class MetaACON(LearnableActivation):
     def switching_factor(self, x: Tensor) -> Tensor:
         r""":math:`\beta = G(x)`: (N, C), (N, 1) or x's shape."""
         if self.granularity == 'pixel':
-            return torch.sigmoid(x)
+            # Its gradient grows with x squared: half precision would make it
+            # infinite, and NaN where the sigmoid is 0.
+            return torch.sigmoid(x.to(compute_dtype(x, x)))
         mean = _SpatialMean.apply(x) if x.dim() > 2 else x
         if self.granularity == 'layer':
             # Summed over C channels, so not in half precision.

@@ -1,10 +1,12 @@
-from .checkpoint import allow_mmengine_checkpoints
+from .checkpoint import SafeCheckpointHook, allow_mmengine_checkpoints
+from .class_count_hook import ClassCountHook
 from .complexity import register_costs
 from .optim_wrapper_constructor import ActivationOptimWrapperConstructor
 from .package_configs import allow_package_configs
 from .pwlu_realign_hook import PWLURealignHook
 
 __all__ = [
-    'ActivationOptimWrapperConstructor', 'PWLURealignHook',
-    'allow_mmengine_checkpoints', 'allow_package_configs', 'register_costs'
+    'ActivationOptimWrapperConstructor', 'ClassCountHook', 'PWLURealignHook',
+    'SafeCheckpointHook', 'allow_mmengine_checkpoints',
+    'allow_package_configs', 'register_costs'
 ]

@@ -94,9 +94,31 @@ def prepare_config(args: Namespace, *loaders: str) -> Config:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """The config's Runner, also over CPUs alone."""
+    """The config's Runner with this package's checks, also over CPUs."""
     use_ranks_without_gpu(cfg)
+    use_checks(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def use_checks(cfg: Config) -> None:
+    """Puts SafeCheckpointHook and ClassCountHook into a config.
+
+    And the import that other tools need to run the config that Runner writes
+    into the work dir. A user's own checkpoint hook stays.
+    """
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    checkpoint = hooks.setdefault(
+        'checkpoint', ConfigDict(type='CheckpointHook', interval=1))
+    if checkpoint and checkpoint.type == 'CheckpointHook':
+        checkpoint.type = 'SafeCheckpointHook'
+    hooks = list(cfg.get('custom_hooks') or [])
+    if not any(hook['type'] == 'ClassCountHook' for hook in hooks):
+        cfg.custom_hooks = hooks + [dict(type='ClassCountHook')]
+    imports = cfg.setdefault(
+        'custom_imports',
+        ConfigDict(imports=[], allow_failed_imports=False))
+    if 'mm_acon' not in imports.imports:
+        imports.imports = [*imports.imports, 'mm_acon']
 
 
 def load_config(name: str) -> Config:

@@ -42,6 +42,9 @@ class ActivationOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         paramwise_cfg.setdefault('act_lr_mult', 1.)
         paramwise_cfg.setdefault('act_decay_mult', 0.)
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        # A ConfigDict would make ConfigDicts of the parameter groups, at which
+        # torch.compile of train_step stops.
+        self.optimizer_cfg = dict(self.optimizer_cfg)
 
     def add_params(self,
                    params: List[dict],

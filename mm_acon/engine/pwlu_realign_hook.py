@@ -12,6 +12,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..activations import PWLU
 from ..activations.pwlu import NO_PHASES, PHASE_1
@@ -22,8 +23,8 @@ class PWLURealignHook(Hook):
     """Trains PWLU in its two phases (arXiv 2104.03693, Sec. 3.3).
 
     In Phase I every PWLU is ReLU, its parameters rest and the statistics of
-    its input are followed. At the start of Phase II the moments are pooled
-    over all ranks, the bounds are set to mean -+ 3 std (Eq. 6), in the EMA
+    its input are followed, pooled over all ranks after every step. At the
+    start of Phase II the bounds are set to mean -+ 3 std (Eq. 6), in the EMA
     copy of the model too, and ordinary training begins. The phase is part of
     the checkpoint: a resumed run goes on where it was. PWLUs that are frozen,
     or already realigned in a loaded checkpoint, are left as they are.
@@ -57,12 +58,8 @@ class PWLURealignHook(Hook):
 
     def before_train(self, runner) -> None:
         modules = trained_pwlus(runner.model)
+        refuse_sharded(runner.model, list(modules.values()))
         self._first_iter = self._phase1_length(runner)
-        if self._first_iter >= runner.max_iters:
-            raise ValueError(
-                f'Phase I of {self._first_iter} iterations leaves nothing of '
-                f'the {runner.max_iters} iterations of training for Phase '
-                'II; write a shorter phase1_epochs or phase1_iters.')
         left_alone = []
         for name, module in modules.items():
             if module.current_phase != NO_PHASES:
@@ -86,6 +83,11 @@ class PWLURealignHook(Hook):
         if not self._waiting:
             print_log('PWLU: no unit is in Phase I', logger='current')
             return
+        if self._first_iter >= runner.max_iters:
+            raise ValueError(
+                f'Phase I of {self._first_iter} iterations leaves nothing of '
+                f'the {runner.max_iters} iterations of training for Phase '
+                'II; write a shorter phase1_epochs or phase1_iters.')
         self._let_parameters_rest(runner)
         print_log(
             f'PWLU: {len(self._waiting)} modules are in Phase I (ReLU) up to '
@@ -98,6 +100,14 @@ class PWLURealignHook(Hook):
                           data_batch: DATA_BATCH = None) -> None:
         if self._waiting and runner.iter >= self._first_iter:
             self._realign(runner)
+
+    def after_train_iter(self,
+                         runner,
+                         batch_idx: int,
+                         data_batch: DATA_BATCH = None,
+                         outputs: Optional[dict] = None) -> None:
+        # Not only at the switch: a checkpoint holds what rank 0 has.
+        pool_statistics(list(self._waiting.values()))
 
     def after_train(self, runner) -> None:
         self._remove_handles()
@@ -142,7 +152,6 @@ class PWLURealignHook(Hook):
 
     def _realign(self, runner) -> None:
         modules = list(self._waiting.values())
-        pool_statistics(modules)
         before = mean_iou(modules)
         realigned = torch.cat([module.realign() for module in modules])
         after = mean_iou(modules)
@@ -186,6 +195,21 @@ def trained_pwlus(model: nn.Module) -> Dict[str, PWLU]:
     }
 
 
+def refuse_sharded(model: nn.Module, modules: List[PWLU]) -> None:
+    """Raises an error where no rank holds the parameters as a whole."""
+    if not (any(isinstance(module, FullyShardedDataParallel)
+                for module in model.modules()) or any(
+                    module.points.dim() < 2 and not module.is_lazy
+                    for module in modules)):
+        return
+    raise ValueError(
+        f'PWLURealignHook cannot realign {len(modules)} PWLU whose parameters '
+        'are spread over the ranks, as FSDP and ZeRO-3 do. Train both phases '
+        "with DDP, which Runner uses, or strategy=dict(type='DDPStrategy'). "
+        'Without the hook PWLU trains under FSDP, too: without phases, or '
+        'from a checkpoint of Phase II.')
+
+
 @torch.no_grad()
 def pool_statistics(modules: List[PWLU]) -> None:
     """Gives all ranks the mean and std of all ranks' inputs.
@@ -193,7 +217,7 @@ def pool_statistics(modules: List[PWLU]) -> None:
     Ranks count equally; for a unit, only those that met it. Summed in the
     order of the ranks, so that every rank gets the same bits.
     """
-    if get_world_size() == 1:
+    if not modules or get_world_size() == 1:
         return
     means = torch.cat([m.running_mean for m in modules]).double()
     stds = torch.cat([m.running_std for m in modules]).double()

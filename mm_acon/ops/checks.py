@@ -6,9 +6,10 @@ from torch import Tensor
 def check_input(x: Tensor, operator: str) -> None:
     """Refuses what is no floating-point tensor of shape (N, C, ...)."""
     if not x.is_floating_point():
+        remedy = 'x.real or x.abs()' if x.is_complex() else 'x.float()'
         raise TypeError(
             f'{operator} expects a floating-point x, got {x.dtype}; write '
-            'x.float() first.')
+            f'{remedy} first.')
     if x.dim() < 2:
         raise ValueError(
             f'{operator} expects x of shape (N, C, ...), got '

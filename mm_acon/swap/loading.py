@@ -1,12 +1,14 @@
 """Says what a checkpoint brings to the activations of a swapped module."""
 import logging
-from typing import Dict, Iterable, List
+from dataclasses import dataclass, field
+from typing import Dict, Iterable, List, Optional
 
 from mmengine.logging import print_log
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..activations import LearnableActivation
+from ..activations import PWLU, LearnableActivation
+from ..activations.pwlu import PHASE_1
 from .per_call import ActivationPerCall
 from .probe import ACTIVATION_TYPES
 
@@ -21,12 +23,17 @@ def _activations(module: nn.Module) -> Dict[str, LearnableActivation]:
 
 def watch_loading(module: nn.Module) -> None:
     """Reports every checkpoint that is loaded into the module."""
-    if _before_loading not in (
-            getattr(hook, 'hook', None)
-            for hook in module._load_state_dict_pre_hooks.values()):
+    if not is_swapped(module):
         module.register_load_state_dict_pre_hook(_before_loading)
     if not _is_pretrained(module):
         _warn_of_fresh_norms(_kept_norms(module))
+
+
+def is_swapped(module: nn.Module) -> bool:
+    """Whether it is the root of a swap."""
+    return _before_loading in (
+        getattr(hook, 'hook', None)
+        for hook in module._load_state_dict_pre_hooks.values())
 
 
 def _is_pretrained(module: nn.Module) -> bool:
@@ -120,6 +127,15 @@ def _report_loading(module: nn.Module, state_dict: dict, prefix: str) -> None:
     if unused:
         message += f'. Not used of the checkpoint: {_listed(unused)}'
     warnings = _warnings(module, fresh, unused)
+    resting = [
+        name for name, activation in _activations(module).items()
+        if isinstance(activation, PWLU) and f'{name}.phase' in loaded
+        and state_dict[f'{prefix}{name}.phase'] == PHASE_1
+    ]
+    if resting:
+        warnings.append(
+            f'{len(resting)} PWLU come in Phase I and compute ReLU until '
+            'PWLURealignHook in custom_hooks ends it')
     if not loaded:
         warnings.append('Nothing of the checkpoint fits' + _prefix_hint(
             list(own), given))
@@ -159,7 +175,8 @@ def _warnings(module: nn.Module, fresh: Dict[str, LearnableActivation],
     if any(_is_of_activation(module, key) for key in unused):
         found.append(
             'It was trained with activations that are not these; write the '
-            'act_cfg, include and exclude that it was trained with')
+            'act_cfg, include and exclude that it was trained with, and '
+            "frozen='swap' if it has those of frozen stages too")
     return found
 
 
@@ -182,3 +199,86 @@ def _prefix_hint(own: List[str], given: List[str]) -> str:
             return (f'; its keys begin with {prefix!r}, so write '
                     f'prefix={prefix!r} in init_cfg')
     return ''
+
+
+@dataclass
+class _FitCheck:
+    """Hooks that look at one loading; :func:`check_next_loading`."""
+    source: str
+    need: str
+    errors: Optional[List[str]] = field(default=None)
+    done: bool = False
+
+    def before(self, module: nn.Module, state_dict: dict, prefix: str,
+               metadata: dict, strict: bool, missing: List[str],
+               unexpected: List[str], errors: List[str]) -> None:
+        self.errors = errors
+
+    def after(self, module: nn.Module, incompatible) -> None:
+        if self.done:
+            return
+        self.done = True
+        # PyTorch makes counts that an old file lacks.
+        own, missing, unexpected = (
+            [key for key in keys if not key.endswith('num_batches_tracked')]
+            for keys in (module.state_dict(), *incompatible))
+        if len(missing) + len(self.errors) >= len(own) > 0:
+            raise ValueError(
+                f'Nothing in {self.source} fits {type(module).__name__}' +
+                _prefix_hint(own, unexpected))
+        if self.need != 'all':
+            missing = _not_of_relu(module, missing)
+            unexpected = [
+                key for key in unexpected if _tells_another(module, key)
+            ]
+        # What each need counts, most of what there is first.
+        counted = dict(some=0, shapes=1, weights=3, all=3)[self.need]
+        problems = [
+            f'{len(found)} tensors {what}: {_listed(found, 5)}'
+            for what, found in ((('have another shape', self.errors),
+                                 ('are missing in it', missing),
+                                 ('have no place in the model',
+                                  unexpected))[:counted]) if found
+        ]
+        if problems:
+            raise ValueError(
+                f'{self.source} does not fit {type(module).__name__}: ' +
+                '; '.join(problems) + '. Use the config, with the --act and '
+                'swap, that the checkpoint was trained with.')
+
+
+def check_next_loading(module: nn.Module, source: str, need: str) -> None:
+    """Makes the next loading an error if the checkpoint does not fit.
+
+    Args:
+        module (nn.Module): The root of what is loaded.
+        source (str): The file, for the message.
+        need (str): What has to fit. 'some' tensor; 'shapes': besides, none
+            has another shape; 'weights': besides, none is missing but those
+            of activations that start as ReLU, and none tells of a deeper
+            network or of other activations; 'all': exactly the model's.
+    """
+    check = _FitCheck(source, need)
+    module.register_load_state_dict_pre_hook(check.before)
+    module.register_load_state_dict_post_hook(check.after)
+
+
+def _not_of_relu(module: nn.Module, keys: List[str]) -> List[str]:
+    """Without those of activations that start as ReLU."""
+    relus = {
+        f'{name}.{key}'
+        for name, activation in _activations(module).items()
+        if activation.starts_as_relu for key in activation.state_dict()
+    }
+    return [key for key in keys if key not in relus]
+
+
+def _tells_another(module: nn.Module, key: str) -> bool:
+    """Whether an unused key is of an activation, or a part too many."""
+    if _is_of_activation(module, key):
+        return True
+    for name in key.split('.'):
+        module = module._modules.get(name)
+        if module is None:
+            return name.isdigit()
+    return False

@@ -265,11 +265,17 @@ def _samples(root: nn.Module,
     """Arguments to try the forward with, in that order."""
     if isinstance(sample_input, Tensor):
         return [(sample_input, )]
-    if sample_input is not None and all(
-            isinstance(item, Tensor) for item in sample_input):
-        return [tuple(sample_input)]
     if sample_input is not None:
-        shapes = [tuple(sample_input)]
+        items = (tuple(sample_input) if isinstance(sample_input, (list, tuple))
+                 else ())
+        if items and all(isinstance(item, Tensor) for item in items):
+            return [items]
+        if not items or not all(
+                isinstance(item, int) and item > 0 for item in items):
+            raise ValueError(
+                'sample_input expects the shape of an input, (1, channels, '
+                f'height, width), or input tensors, got {sample_input!r}.')
+        shapes = [items]
     else:
         first = next((m for m in root.modules() if isinstance(m, _ConvNd)),
                      None)
@@ -305,6 +311,7 @@ def probe(root: nn.Module,
             one of 256 pixels for the first convolution, or else of 224.
 
     Raises:
+        ValueError: ``sample_input`` is no shape and no tensors.
         RuntimeError: the forward pass failed.
     """
     failures = []

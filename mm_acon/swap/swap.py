@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..activations import LearnableActivation
 from .loading import watch_loading
 from .per_call import ActivationPerCall
 from .probe import ACTIVATION_TYPES, SampleInput, Site, probe
@@ -58,10 +59,15 @@ def swap_activations(module: nn.Module,
 
     Raises:
         KeyError: ``act_cfg`` names an unknown type.
+        TypeError: ``module`` is no module.
         ValueError: nothing matches, with a list of what there is, or an
             argument is wrong.
         RuntimeError: the module could not be run on the sample input.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            'swap_activations expects a torch.nn.Module that is built, got '
+            f'{module!r}; MODELS.build(dict(...)) builds one of a config.')
     if frozen not in ('keep', 'swap'):
         raise ValueError(f"swap expects frozen='keep' or 'swap', got "
                          f'{frozen!r}.')
@@ -134,15 +140,23 @@ def _activation_class(act_cfg: dict):
     if not isinstance(act_cfg, dict) or 'type' not in act_cfg:
         raise ValueError("swap expects act_cfg=dict(type='PWLU', ...), got "
                          f'{act_cfg!r}.')
+    name = act_cfg['type']
+    if inspect.isclass(name):
+        return name
+    if not isinstance(name, str):
+        raise ValueError('swap expects the type in act_cfg to be a name or a '
+                         f'class, got {name!r}.')
     with MODELS.switch_scope_and_registry(None) as registry:
-        found = (
-            act_cfg['type'] if inspect.isclass(act_cfg['type']) else
-            registry.get(act_cfg['type']))
+        found = registry.get(name)
         if found is None:
-            known = sorted(ACTIVATION_TYPES.union(_own_types()))
+            known = sorted(
+                known for known in ACTIVATION_TYPES.union(_own_types())
+                if registry.get(known) is not None)
             raise KeyError(
-                f'{act_cfg["type"]!r} is not a registered activation; '
-                f'activations are for example {", ".join(known)}.')
+                f'{name!r} is not a registered activation; those that are '
+                f'known here: {", ".join(known)}. Classes of PyTorch that '
+                'are not among them go by themselves, for example '
+                'type=torch.nn.Mish.')
     return found
 
 
@@ -155,26 +169,42 @@ def _own_types() -> List[str]:
 
 def _class_names(types: Union[str, Sequence[str]]) -> set:
     """Class names of the types, which may be registry names ('HSwish')."""
-    names = {types} if isinstance(types, str) else set(types)
+    names = types if isinstance(types, (list, tuple)) else [types]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError('swap expects replace to be the name of a type, or '
+                         f"several, such as ['ReLU', 'SiLU'], got {types!r}.")
     registered = (MODELS.get(name) for name in names)
-    return names | {found.__name__ for found in registered if found}
+    return {*names, *(found.__name__ for found in registered if found)}
 
 
 def _check_types(replace, old_types: set, sites: List[Site]) -> None:
     there = sorted({site.type for site in sites})
-    if not old_types.intersection(there):
-        raise ValueError(
-            f'swap expects replace to name activations of the module, got '
-            f'{replace!r}; there are {", ".join(there) or "none"}. Write '
-            f'replace={there!r}.')
+    if old_types.intersection(there):
+        return
+    ours = sorted({
+        site.type
+        for site in sites if isinstance(site.module, LearnableActivation)
+    })
+    remedy = f' Write replace={there!r}.' if there else ''
+    if ours:
+        remedy = (f' {" and ".join(ours)} came with an earlier swap, or with '
+                  'an act_cfg: leave one of the two out, or write '
+                  f'replace={ours!r} to replace them again.')
+    raise ValueError(
+        f'swap expects replace to name activations of the module, got '
+        f'{replace!r}; there are {", ".join(there) or "none"}.{remedy}')
 
 
 def _compile(patterns: Patterns, name: str) -> List[re.Pattern]:
+    if patterns is None:
+        patterns = []
+    elif not isinstance(patterns, (list, tuple)):
+        patterns = [patterns]
     compiled = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
+    for pattern in patterns:
         try:
             compiled.append(re.compile(pattern))
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise ValueError(f'swap expects {name} to be regular expressions, '
                              f'got {pattern!r}: {error}.') from error
     return compiled
@@ -258,7 +288,8 @@ def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 @MODELS.register_module(name='SwapActivations')
-def build_swapped(backbone: Union[str, type, dict], swap: dict,
+def build_swapped(backbone: Union[str, type, dict, None] = None,
+                  swap: Optional[dict] = None,
                   **kwargs) -> nn.Module:
     r"""Builds a backbone and replaces its activations.
 
@@ -279,6 +310,10 @@ def build_swapped(backbone: Union[str, type, dict], swap: dict,
         nn.Module: The backbone itself, not a wrapper: its state dict has the
         keys of the plain backbone and those of the new activations.
     """
+    if not isinstance(swap, dict):
+        raise TypeError(
+            "SwapActivations expects swap=dict(act_cfg=dict(type='PWLU'), "
+            f'...), got {swap!r}.')
     if isinstance(backbone, dict):
         if kwargs:
             raise ValueError(

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
@@ -52,6 +53,16 @@ def test_no_decay_on_activation_parameters():
 def test_every_parameter_is_there():
     assert set(settings()) == {name for name, _ in
                                Model().named_parameters()}
+
+
+def test_groups_are_plain_dicts():
+    """torch.compile of train_step cannot trace a ConfigDict."""
+    wrapper = build_optim_wrapper(
+        Model(),
+        ConfigDict(
+            constructor='ActivationOptimWrapperConstructor',
+            optimizer=dict(type='SGD', lr=1.)))
+    assert {type(group) for group in wrapper.optimizer.param_groups} == {dict}
 
 
 def test_multipliers():

@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 
 from mm_acon import PWLU, PWLURealignHook
 from mm_acon.activations.pwlu import NO_PHASES, PHASE_1, PHASE_2
-from mm_acon.engine.pwlu_realign_hook import mean_iou
+from mm_acon.engine.pwlu_realign_hook import mean_iou, refuse_sharded
 
 from .toy import BATCH, SAMPLES, StopAt, ToyData, ToyModel, make_runner
 
@@ -241,6 +241,24 @@ def test_pooled_moments_by_hand(tmp_path, monkeypatch):
     assert unit.running_std.item() == pytest.approx(5**0.5)
 
 
+def test_statistics_are_pooled_in_every_step_of_phase1(tmp_path, monkeypatch):
+    """Whatever step a checkpoint is written after, it has all ranks' part."""
+    from mm_acon.engine import pwlu_realign_hook as module
+    pooled = []
+
+    class Count(Hook):
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            pooled.append(0)
+
+    def note(modules):
+        pooled[-1] += len(modules)
+
+    monkeypatch.setattr(module, 'pool_statistics', note)
+    make_runner(tmp_path, [HOOK, Count()], epochs=3).train()
+    assert pooled == [2] * 2 * ITERS + [0] * ITERS
+
+
 def test_ema_copy_is_realigned(tmp_path):
     runner = make_runner(
         tmp_path, [HOOK, dict(type='EMAHook', momentum=1e-6)], epochs=3)
@@ -355,3 +373,16 @@ def test_model_without_pwlu(tmp_path):
     model.act1 = model.act2 = torch.nn.ReLU()
     with pytest.raises(ValueError, match='found no PWLU in ToyModel. Write '):
         make_runner(tmp_path, [HOOK], model=model).train()
+
+
+def test_sharded_parameters():
+    """As ZeRO-3 leaves them; FSDP in tests/test_reliability."""
+    model = ToyModel()
+    model.act1.points.data = model.act1.points.data.new_empty(0)
+    with pytest.raises(
+            ValueError,
+            match=r'cannot realign 2 PWLU whose parameters are spread over '
+            r'the ranks.* Train both phases with DDP'):
+        refuse_sharded(model, [model.act1, model.act2])
+    lazy = PWLU()
+    refuse_sharded(lazy, [lazy])

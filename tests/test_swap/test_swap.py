@@ -162,8 +162,10 @@ def test_report_is_logged(log):
 
 @pytest.mark.parametrize('arguments, error, text', [
     (dict(act_cfg=dict(type='NoSuch')), KeyError,
-     "'NoSuch' is not a registered activation; activations are for example "
-     '.*MetaACON.*PWLU'),
+     "'NoSuch' is not a registered activation; those that are known here: "
+     '.*MetaACON.*PWLU.*go by themselves, for example type=torch.nn.Mish'),
+    (dict(act_cfg=dict(type=3)), ValueError,
+     'expects the type in act_cfg to be a name or a class, got 3'),
     (dict(act_cfg='PWLU'), ValueError,
      r"swap expects act_cfg=dict\(type='PWLU', ...\), got 'PWLU'"),
     (dict(act_cfg=dict(num_intervals=4)), ValueError,
@@ -177,9 +179,14 @@ def test_report_is_logged(log):
      r"expects include to be regular expressions, got '\*': nothing to"),
     (dict(exclude='('), ValueError,
      r"expects exclude to be regular expressions, got '\('"),
+    (dict(include=3), ValueError,
+     'expects include to be regular expressions, got 3: '),
     (dict(replace='GELU'), ValueError,
      r"expects replace to name activations of the module, got 'GELU'; there "
      r"are ReLU. Write replace=\['ReLU'\]"),
+    *((dict(replace=replace), ValueError,
+       'expects replace to be the name of a type, or several, such as '
+       r"\['ReLU', 'SiLU'\], got ") for replace in (None, [], 3, nn.ReLU)),
     (dict(frozen='x'), ValueError,
      "swap expects frozen='keep' or 'swap', got 'x'"),
     (dict(include='conv1', exclude='conv1'), ValueError,
@@ -195,6 +202,11 @@ def test_report_is_logged(log):
      ValueError, 'divisible'),
     (dict(sample_input=(1, 9, 8, 8)), RuntimeError,
      r'Block could not be run .*\[\(1, 9, 8, 8\)\].*write sample_input='),
+    *((dict(sample_input=sample), ValueError,
+       r'sample_input expects the shape of an input, \(1, channels, height, '
+       r'width\), or input tensors, got ')
+      for sample in ('big', 7, (), (1, 3, -1, 8), (1.5, 3, 8, 8),
+                     [torch.zeros(1, 3, 8, 8), 4])),
 ])
 def test_errors_leave_the_module_as_it_was(arguments, error, text):
     model = Block()
@@ -207,6 +219,24 @@ def test_errors_leave_the_module_as_it_was(arguments, error, text):
     assert type(model.relu) is nn.ReLU
     assert model.training
     assert not model._forward_pre_hooks and not model._forward_hooks
+
+
+def test_unknown_type_lists_what_there_is():
+    """Every name that the message offers can be written."""
+    with pytest.raises(KeyError) as error:
+        swap_activations(Block(), dict(type='Mish'))
+    names = str(error.value).partition('known here: ')[2].partition('.')[0]
+    assert len(names.split(', ')) > 15
+    for name in names.split(', '):
+        assert MODELS.get(name) is not None, name
+    swap_activations(Block(), dict(type=nn.Mish))
+
+
+@pytest.mark.parametrize('module', [None, dict(type='ResNet'), nn.ReLU])
+def test_what_is_no_module(module):
+    with pytest.raises(
+            TypeError, match='expects a torch.nn.Module that is built, got '):
+        swap_activations(module, ACON)
 
 
 def test_error_at_a_later_site_leaves_the_module_as_it_was():
@@ -435,6 +465,12 @@ def mmdet_scope():
 RULE = dict(act_cfg=dict(type='MetaACON'), include=r'\.conv2$')
 
 
+class NeedsTwo(Block):
+
+    def forward(self, x, metas):
+        return super().forward(x)
+
+
 @pytest.mark.parametrize('make', [
     lambda: dict(SMALL, type='SwapActivations', backbone='ResNet', swap=RULE),
     lambda: dict(
@@ -463,9 +499,26 @@ def test_backbone_of_a_config(make, mmdet_scope):
      'expects backbone to be a type name or a config, got 3'),
     (dict(backbone=dict(SMALL), swap=dict(act_cfg='ReLU')), ValueError,
      'expects act_cfg=dict'),
+    (dict(backbone=dict(SMALL), swap='PWLU'), TypeError,
+     r"SwapActivations expects swap=dict\(act_cfg=dict\(type='PWLU'\), "
+     r"...\), got 'PWLU'"),
+    (dict(SMALL, backbone='SwapActivations'), TypeError,
+     r'SwapActivations expects swap=dict\(.*, got None'),
+    # A second swap finds what the first one put there.
+    (dict(backbone=dict(type='SwapActivations', backbone=dict(SMALL),
+                        swap=dict(act_cfg=dict(type='PWLU')))), ValueError,
+     "got 'ReLU'; there are PWLU. PWLU came with an earlier swap, or with an "
+     r"act_cfg: leave one of the two out, or write replace=\['PWLU'\]"),
+    # A whole detector takes more than images.
+    (dict(backbone=dict(type=NeedsTwo)), RuntimeError,
+     r"NeedsTwo could not be run .* missing 1 required .* 'metas', and .*"
+     r'write sample_input=\(1, channels, height, width\) with a shape that it '
+     'takes, or pass the input tensors. Of a detector that takes more than '
+     'images swap the backbone alone'),
 ])
 def test_errors_in_configs(arguments, error, text):
     config = dict(dict(type='SwapActivations', swap=RULE), **arguments)
+    config['type'] = 'SwapActivations'
     with pytest.raises(error, match=text):
         MODELS.build(config)
 

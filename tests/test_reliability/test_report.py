@@ -1,0 +1,59 @@
+from .cells import Cell, Kill
+from .report import cell, figures, markdown
+
+GOOD = {
+    'activation': 'PWLU',
+    'processes': 2,
+    'precision': 'float32',
+    'option': 'EMA',
+    'trains': 'yes',
+    'ranks equal': 'yes',
+    'counted once': 'yes',
+    'EMA realigned': 'yes',
+    'killed': str(Kill(0, 6, 'checkpoint')),
+    'resumed = straight': 'yes',
+    'steps': 30
+}
+BAD = {
+    **GOOD, 'processes': 4,
+    'ranks equal': 'differ',
+    'killed': str(Kill(3, 5, 'realignment')),
+    'resumed = straight': 'Traceback:\n  a line\nValueError: a | b',
+    'steps': 12
+}
+
+
+def test_failures_are_in_the_report():
+    text = markdown('2030-01-01', 'torch 2', ['test_run[x]'], [GOOD, BAD], [],
+                    [])
+    assert '2030-01-01' in text and 'torch 2' in text
+    assert '- `test_run[x]`' in text
+    assert ('| PWLU | 2 | float32 | EMA | yes | yes | yes | yes | rank 0, '
+            'writing checkpoint 2 | yes | 30 |') in text
+    assert (r'| PWLU | 4 | float32 | EMA | yes | differ | yes | yes | rank 3, '
+            r'realignment | ValueError: a \| b | 12 |') in text
+    assert '## Bad input' not in text
+
+
+def test_figures():
+    found = {
+        row['what']: row['figure']
+        for row in figures([GOOD, BAD], [dict(inputs=4), dict(inputs=3)])
+    }
+    assert found['training runs'] == 6
+    assert found['steps in them'] == 42
+    assert found['kills survived, of kills tried'] == '1 of 2'
+    assert found['... right after realignment'] == 1
+    assert found['ranks found equal, of ranks compared'] == '2 of 6'
+    assert found['bad inputs answered with an error'] == 7
+
+
+def test_no_folders_of_the_machine():
+    assert cell("no 'data/coco/x.py' in /home/me/work/x.py, at a/b/c") == (
+        "no 'data/coco/x.py' in .../x.py, at a/b/c")
+    assert cell('see https://a.org/b/c/d') == 'see https://a.org/b/c/d'
+
+
+def test_kill_says_when():
+    assert str(Kill(1, 7, 'step', 0.012)) == 'rank 1, step 7 + 12 ms'
+    assert str(Cell('PWLU', 1, 'float32', 'plain')) == 'PWLU-1-float32-plain'
