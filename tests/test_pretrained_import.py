@@ -121,7 +121,9 @@ def test_phase1_goes_on_in_the_detector(source, folder):
     cfg = importing('RetinaNet', source.swap, checkpoint, folder)
     cfg.custom_hooks = [dict(type='PWLURealignHook', phase1_iters=1)]
     runner, log = train(cfg, folder, 'phase1', 1)
-    assert '85 of 85 activation parameters come from the checkpoint\n' in log
+    assert ('85 of 85 activation parameters come from the checkpoint. 17 PWLU '
+            'come in Phase I and compute ReLU until PWLURealignHook in '
+            'custom_hooks ends it\n') in log
     assert 'PWLU: 12 modules are in Phase I (ReLU) up to iteration 1\n' in log
     assert 'PWLU: Phase II starts at iteration 1.' in log
     # Those of the stem and of stage 1 are frozen as they came.

@@ -207,10 +207,16 @@ def test_usage_of_scripts(tmp_path, script):
     assert 'usage: bash tools/' in done.stderr
 
 
-def test_setup_env_refuses_unknown_arguments(tmp_path):
-    done = call(tmp_path, 'bash', ROOT / 'tools' / 'setup_env.sh', '--gpu')
+@pytest.mark.parametrize('given, message', (
+    (['--gpu'], "expected --stack NAME or --cpu, got '--gpu'"),
+    (['--stack', '../onedl'], "openmmlab or onedl, got '../onedl'"),
+    (['--stack', 'common'], "openmmlab or onedl, got 'common'"),
+    (['--cpu', '--stack'], "openmmlab or onedl, got ''"),
+))
+def test_setup_env_refuses_unknown_arguments(given, message, tmp_path):
+    done = call(tmp_path, 'bash', ROOT / 'tools' / 'setup_env.sh', *given)
     assert done.returncode == 2
-    assert "expected no argument or --cpu, got '--gpu'" in done.stderr
+    assert message in done.stderr
 
 
 def test_setup_env_says_what_is_missing(tmp_path):

@@ -1,16 +1,29 @@
 #!/usr/bin/env bash
 # Makes the environment if need be, then runs the test suite.
-# Usage: bash tools/run_tests.sh [--full] [pytest arguments]
-#   --full   also what takes minutes; writes docs/reliability.md
+# Usage: bash tools/run_tests.sh [--stack NAME] [--full] [pytest arguments]
+#   --stack onedl   with that set of packages (tools/setup_env.sh)
+#   --full          also what takes minutes; writes docs/reliability.md, or
+#                   docs/reliability-onedl.md
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+stack=openmmlab
+suffix=
+full=
 arguments=()
-for argument in "$@"; do
-  # Tests with any mark: pyproject.toml leaves those marked "full" out.
-  if [ "$argument" = --full ]; then arguments+=(-m ""); else arguments+=("$argument"); fi
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --stack) stack=${2-}; shift ;;
+    # Tests with any mark: pyproject.toml leaves those marked "full" out.
+    --full) full=1; arguments+=(-m "") ;;
+    *) arguments+=("$1") ;;
+  esac
+  shift || break
 done
-bash tools/setup_env.sh
-.venv/bin/python -m ruff check .
+bash tools/setup_env.sh --stack "$stack"
+[ "$stack" = openmmlab ] || suffix=-$stack
+python=.venv$suffix/bin/python
+[ -z "$full" ] || export MM_ACON_REPORT=$PWD/docs/reliability$suffix.md
+"$python" -m ruff check .
 # One process per core with one thread each; a test file stays in one process.
 export OMP_NUM_THREADS=1
-exec .venv/bin/python -m pytest -n "$(nproc)" --dist loadfile "${arguments[@]}"
+exec "$python" -m pytest -n "$(nproc)" --dist loadfile "${arguments[@]}"

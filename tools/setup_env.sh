@@ -1,22 +1,31 @@
 #!/usr/bin/env bash
-# Makes .venv with the pinned set of tools/requirements.txt and this package.
-# Usage: bash tools/setup_env.sh [--cpu]
-#   --cpu   compile mmcv's CPU operators even where a GPU is in sight
+# Makes .venv with a pinned set of tools/requirements/ and this package.
+# Usage: bash tools/setup_env.sh [--stack openmmlab|onedl] [--cpu]
+#   --stack onedl   .venv-onedl with the maintained fork of the OpenMMLab packages
+#   --cpu           compile mmcv's CPU operators even where a GPU is in sight
 #   PYTHON=python3.11 bash tools/setup_env.sh   chooses the interpreter
 # Running it again reuses what is there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 device=auto
-for arg in "$@"; do
-  case "$arg" in
+stack=openmmlab
+while [ $# -gt 0 ]; do
+  case "$1" in
     --cpu) device=cpu ;;
-    *) echo "setup_env: expected no argument or --cpu, got '$arg'" >&2; exit 2 ;;
+    --stack) stack=${2-}; shift ;;
+    *) echo "setup_env: expected --stack NAME or --cpu, got '$1'" >&2; exit 2 ;;
   esac
+  shift || break
 done
 
-requirements=tools/requirements.txt
+requirements=tools/requirements/$stack.txt
+if [[ ! "$stack" =~ ^[a-z]+$ || "$stack" = common || ! -f "$requirements" ]]; then
+  echo "setup_env: expected --stack openmmlab or onedl, got '$stack'" >&2
+  exit 2
+fi
 venv=$PWD/.venv
+[ "$stack" = openmmlab ] || venv=$venv-$stack
 python=$venv/bin/python
 started=$SECONDS
 
@@ -54,7 +63,7 @@ command -v "$interpreter" >/dev/null || stop "no '$interpreter' on PATH. Name an
 if [ ! -x "$python" ]; then
   free_mib=$(df -Pm . | awk 'NR==2 {print $4}')
   [ "$free_mib" -ge 6000 ] || stop "about 6 GB of disk are needed below $PWD, $free_mib MB are free."
-  step "making the virtual environment .venv" "$interpreter" -m venv "$venv"
+  step "making the virtual environment ${venv##*/}" "$interpreter" -m venv "$venv"
 fi
 
 # torch first and alone: packages installed later then find their torch satisfied,
@@ -65,7 +74,7 @@ if has torch "$torch_version"; then
 else
   step "installing torch $torch_version" pip_install "torch==$torch_version" "numpy==$(pinned numpy)"
 fi
-step "installing the pinned packages" pip_install -r "$requirements"
+step "installing the pinned packages" pip_install -r "$requirements" -r tools/requirements/common.txt
 
 # A CUDA build of torchvision beside a CPU build of torch fails on import, because torchvision's
 # Python code registers kernels for operators that its C++ library failed to define.
@@ -80,7 +89,8 @@ else
 fi
 "$python" -c 'import torchvision' || stop "torchvision cannot be imported; the lines above are Python's own."
 
-mmcv_version=$(pinned '# mmcv')
+mmcv=$(sed -n 's/^# \(.*mmcv\)==.*/\1/p' "$requirements")
+mmcv_version=$(pinned "# $mmcv")
 if [ "$device" = auto ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   device=cpu
 fi
@@ -93,7 +103,7 @@ else
   command -v nvcc >/dev/null || stop "a GPU is in sight but nvcc is not on PATH. Install the CUDA toolkit $("$python" -c 'import torch; print(torch.version.cuda)'), or build for the CPU: bash tools/setup_env.sh --cpu"
 fi
 # The wheel is kept per torch build, because pip's own cache would hand out one compiled against another torch.
-wheels=${XDG_CACHE_HOME:-$HOME/.cache}/mm_acon/mmcv-$mmcv_version-torch$("$python" -c 'import torch, sys; print(torch.__version__, "py%d%d" % sys.version_info[:2], sep="-")')-$key
+wheels=${XDG_CACHE_HOME:-$HOME/.cache}/mm_acon/$mmcv-$mmcv_version-torch$("$python" -c 'import torch, sys; print(torch.__version__, "py%d%d" % sys.version_info[:2], sep="-")')-$key
 
 # Called on the left of ||, where bash ignores set -e: hence the explicit returns.
 build_mmcv() {
@@ -116,26 +126,26 @@ for path in [*include_paths(), sysconfig.get_paths()["include"]]:
   CFLAGS="$flags -include $work/mmcv_prefix.h" MMCV_WITH_OPS=1 MAX_JOBS=$(nproc) \
     CUDA_VISIBLE_DEVICES=$visible TORCH_CUDA_ARCH_LIST=$arch \
     "$python" -m pip wheel --quiet --disable-pip-version-check --no-cache-dir --no-build-isolation --no-deps \
-    --no-binary mmcv "mmcv==$mmcv_version" --wheel-dir "$work/wheel" || return
+    --no-binary "$mmcv" "$mmcv==$mmcv_version" --wheel-dir "$work/wheel" || return
   # Moved when complete, so that the cache never holds half a wheel.
-  mkdir -p "$wheels" && mv "$work"/wheel/mmcv-*.whl "$wheels/" && rm -rf "$work"
+  mkdir -p "$wheels" && mv "$work"/wheel/*.whl "$wheels/" && rm -rf "$work"
 }
-if has mmcv "$mmcv_version" && [ "$(cat "$venv/mmcv_build" 2>/dev/null)" = "$wheels" ]; then
-  echo "setup_env: mmcv $mmcv_version ($key) is there"
+if has "$mmcv" "$mmcv_version" && [ "$(cat "$venv/mmcv_build" 2>/dev/null)" = "$wheels" ]; then
+  echo "setup_env: $mmcv $mmcv_version ($key) is there"
 else
-  if ! compgen -G "$wheels/mmcv-*.whl" >/dev/null; then
+  if ! compgen -G "$wheels/*.whl" >/dev/null; then
     if [ "$device" = cpu ]; then
-      echo "setup_env: compiling mmcv $mmcv_version for the CPU takes 3 to 5 minutes on two cores"
+      echo "setup_env: compiling $mmcv $mmcv_version for the CPU takes 3 to 5 minutes on two cores"
     else
-      echo "setup_env: compiling mmcv $mmcv_version with its CUDA operators for compute capability $arch takes about 40 minutes divided by half your $(nproc) cores; --cpu avoids it"
+      echo "setup_env: compiling $mmcv $mmcv_version with its CUDA operators for compute capability $arch takes about 40 minutes divided by half your $(nproc) cores; --cpu avoids it"
     fi
-    step "compiling mmcv $mmcv_version ($key)" build_mmcv
+    step "compiling $mmcv $mmcv_version ($key)" build_mmcv
   fi
-  step "installing mmcv $mmcv_version from $wheels" pip_install --force-reinstall --no-deps "$wheels"/mmcv-*.whl
+  step "installing $mmcv $mmcv_version from $wheels" pip_install --force-reinstall --no-deps "$wheels"/*.whl
   echo "$wheels" > "$venv/mmcv_build"
 fi
 
 step "installing mm_acon in editable mode" pip_install --no-build-isolation --no-deps -e .
 "$python" -c 'import mmcv.ops, mmdet, mmseg, mmpretrain, mm_acon' \
   || stop "the packages do not import together; the lines above are Python's own."
-echo "setup_env: ready in $((SECONDS - started)) s. Use it with: source .venv/bin/activate"
+echo "setup_env: ready in $((SECONDS - started)) s. Use it with: source ${venv##*/}/bin/activate"

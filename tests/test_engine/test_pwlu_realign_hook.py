@@ -368,6 +368,16 @@ def test_phase1_longer_than_training(tmp_path):
         runner.train()
 
 
+def test_phase1_longer_than_a_fine_tuning(tmp_path):
+    """Of a model that has been realigned: there is no Phase I."""
+    model = ToyModel()
+    for unit in (model.act1, model.act2):
+        unit.start_phase1()
+        unit.realign()
+    make_runner(tmp_path, [HOOK], epochs=2, model=model).train()
+    assert model.act1.current_phase == model.act2.current_phase == 2
+
+
 def test_model_without_pwlu(tmp_path):
     model = ToyModel()
     model.act1 = model.act2 = torch.nn.ReLU()

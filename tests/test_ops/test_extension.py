@@ -45,6 +45,50 @@ def acon_arguments(beta_shape, shape=(2, CHANNELS, 6, 7)):
     return [tensor.requires_grad_() for tensor in tensors]
 
 
+@pytest.mark.parametrize('which, shape, message', (
+    (0, (7, ), 'x is not'),
+    (1, (4, ), 'p1 of shape .4. does not fit x of shape .2, 5, 6, 7.'),
+    (2, (5, 1), 'p2 of shape'),
+    (3, (4, ), 'beta of shape .4. does not fit'),
+    (3, (1, 5), 'beta of shape .1, 5. on cpu does not fit'),
+    (3, (2, 5, 6, 1), 'beta of shape'),
+))
+def test_direct_call_of_acon(which, shape, message):
+    """Where the checks of the public function are gone round."""
+    arguments = acon_arguments((CHANNELS, ))
+    arguments[which] = torch.zeros(shape)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.mm_acon.acon(*arguments)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.mm_acon.acon_backward(arguments[0], *arguments)
+
+
+@pytest.mark.parametrize('which, shape, message', (
+    (0, (7, ), 'x is not'),
+    (1, (4, 17), 'points of shape .4, 17. does not fit'),
+    (1, (CHANNELS, 1), 'points of shape .5, 1. have no interval'),
+    (2, (4, ), 'left_bound of shape'),
+    (3, (4, ), 'right_bound of shape'),
+    (4, (4, ), 'left_slope of shape'),
+    (5, (0, ), 'right_slope of shape'),
+))
+def test_direct_call_of_pwlu(which, shape, message):
+    arguments = pwlu_arguments()
+    arguments[which] = torch.zeros(shape)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.mm_acon.pwlu(*arguments)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.mm_acon.pwlu_backward(arguments[0], *arguments)
+
+
+def test_direct_call_with_another_gradient():
+    for operator, arguments in (
+        (torch.ops.mm_acon.acon_backward, acon_arguments((CHANNELS, ))),
+        (torch.ops.mm_acon.pwlu_backward, pwlu_arguments())):
+        with pytest.raises(RuntimeError, match='the gradient has shape .2, 5'):
+            operator(torch.zeros(2, CHANNELS, 6), *arguments)
+
+
 @pytest.mark.parametrize('layout',
                          (torch.contiguous_format, torch.channels_last))
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""Writes docs/reliability.md after a run of all tests."""
+"""Writes a report after `bash tools/run_tests.sh --full`."""
 import datetime
+import os
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,13 @@ from mm_acon.env import describe
 
 from .report import cell, figures, markdown, table
 
-REPORT = Path(__file__).parents[2] / 'docs' / 'reliability.md'
-
 # In the process that runs a test: messages of the errors that it expects.
 messages = []
 
 
 def pytest_configure(config):
     config.reliability = dict(
-        matrix=[], long_runs=[], answers={}, failed=[], full=False)
+        matrix=[], long_runs=[], answers={}, failed=[])
     exit_of_raises = pytest.RaisesExc.__exit__
 
     def note(self, *exception):
@@ -45,7 +44,6 @@ class Collect:
             report.user_properties.append(('answers', list(messages)))
             messages.clear()
         results = self.results
-        results['full'] |= 'full' in report.keywords
         if report.failed:
             results['failed'].append(report.nodeid)
         for name, value in report.user_properties:
@@ -62,15 +60,19 @@ class Collect:
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    results = config.reliability
-    if hasattr(config, 'workerinput') or not results['full']:
+    path = os.getenv('MM_ACON_REPORT')
+    if path is None or hasattr(config, 'workerinput'):
         return
+    results = config.reliability
     matrix, answers = results['matrix'], list(results['answers'].values())
-    REPORT.write_text(
+    counts = ', '.join(
+        f'{len(terminalreporter.getreports(name))} {name}'
+        for name in ('passed', 'failed', 'error', 'skipped'))
+    Path(path).write_text(
         markdown(
-            str(datetime.date.today()), describe(), results['failed'], matrix,
-            results['long_runs'], answers))
-    terminalreporter.section('docs/reliability.md is written')
+            str(datetime.date.today()), describe(), counts, results['failed'],
+            matrix, results['long_runs'], answers))
+    terminalreporter.section(f'{path} is written')
     terminalreporter.write_line(table(matrix))
     terminalreporter.write_line('')
     terminalreporter.write_line(table(figures(matrix, answers)))

@@ -1,4 +1,4 @@
-"""Turns what the tests reported into docs/reliability.md."""
+"""Turns what the tests reported into a page of the documentation."""
 import re
 from typing import Dict, List
 
@@ -13,6 +13,7 @@ included.
 
 ```
 {versions}
+tests      {counts}
 ```
 """
 
@@ -90,9 +91,10 @@ def figures(matrix: List[Row], answers: List[Row]) -> List[Row]:
     return [{'what': key, 'figure': value} for key, value in found.items()]
 
 
-def markdown(date: str, versions: str, failed: List[str], matrix: List[Row],
-             long_runs: List[Row], answers: List[Row]) -> str:
-    parts = [HEAD.format(date=date, versions=versions)]
+def markdown(date: str, versions: str, counts: str, failed: List[str],
+             matrix: List[Row], long_runs: List[Row],
+             answers: List[Row]) -> str:
+    parts = [HEAD.format(date=date, versions=versions, counts=counts)]
     if failed:
         parts += ['## Failed\n', '\n'.join(f'- `{test}`' for test in failed)]
         parts.append('')

@@ -24,9 +24,10 @@ BAD = {
 
 
 def test_failures_are_in_the_report():
-    text = markdown('2030-01-01', 'torch 2', ['test_run[x]'], [GOOD, BAD], [],
-                    [])
+    text = markdown('2030-01-01', 'torch 2', '3 passed, 1 failed',
+                    ['test_run[x]'], [GOOD, BAD], [], [])
     assert '2030-01-01' in text and 'torch 2' in text
+    assert 'tests      3 passed, 1 failed' in text
     assert '- `test_run[x]`' in text
     assert ('| PWLU | 2 | float32 | EMA | yes | yes | yes | yes | rank 0, '
             'writing checkpoint 2 | yes | 30 |') in text

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
 
 #include <cmath>
 #include <cstdint>
@@ -37,6 +38,46 @@ struct View {
   int64_t size() const { return samples * channels * inner; }
 };
 
+// Keeps a direct call of an operator from reading outside of a tensor. The
+// public Python functions check the same first, and say what to write instead.
+inline void check_parameter(const at::Tensor& x, const at::Tensor& parameter,
+                            int64_t axes, const char* name) {
+  TORCH_CHECK(x.dim() >= 2, "mm_acon: x is not (N, C, ...)");
+  TORCH_CHECK(parameter.dim() == axes &&
+                  (parameter.size(0) == 1 || parameter.size(0) == x.size(1)),
+              "mm_acon: ", name, " of shape ", parameter.sizes(),
+              " does not fit x of shape ", x.sizes());
+  TORCH_CHECK(parameter.device() == x.device(), "mm_acon: ", name, " is on ",
+              parameter.device(), ", x on ", x.device());
+}
+
+inline void check_acon(const at::Tensor& x, const at::Tensor& p1,
+                       const at::Tensor& p2, const at::Tensor& beta) {
+  check_parameter(x, p1, 1, "p1");
+  check_parameter(x, p2, 1, "p2");
+  if (beta.dim() == 1) return check_parameter(x, beta, 1, "beta");
+  TORCH_CHECK(beta.device() == x.device() &&
+                  (beta.sizes() == x.sizes() ||
+                   (beta.dim() == 2 && beta.size(0) == x.size(0) &&
+                    (beta.size(1) == 1 || beta.size(1) == x.size(1)))),
+              "mm_acon: beta of shape ", beta.sizes(), " on ", beta.device(),
+              " does not fit x of shape ", x.sizes(), " on ", x.device());
+}
+
+inline void check_pwlu(const at::Tensor& x, const at::Tensor& points,
+                       const at::Tensor& left_bound,
+                       const at::Tensor& right_bound,
+                       const at::Tensor& left_slope,
+                       const at::Tensor& right_slope) {
+  check_parameter(x, points, 2, "points");
+  TORCH_CHECK(points.size(1) >= 2, "mm_acon: points of shape ",
+              points.sizes(), " have no interval");
+  check_parameter(x, left_bound, 1, "left_bound");
+  check_parameter(x, right_bound, 1, "right_bound");
+  check_parameter(x, left_slope, 1, "left_slope");
+  check_parameter(x, right_slope, 1, "right_slope");
+}
+
 // x in a layout that a View describes: x itself where that is possible.
 inline std::pair<at::Tensor, View> dense(const at::Tensor& x) {
   const int64_t samples = x.size(0), channels = x.size(1);
@@ -56,6 +97,9 @@ inline std::pair<at::Tensor, View> dense(const at::Tensor& x) {
 // grad in the layout of x, which `dense` gave.
 inline at::Tensor like(const at::Tensor& grad, const at::Tensor& x,
                        const View& view) {
+  TORCH_CHECK(grad.sizes() == x.sizes() && grad.device() == x.device(),
+              "mm_acon: the gradient has shape ", grad.sizes(), " on ",
+              grad.device(), ", x ", x.sizes(), " on ", x.device());
   if (!view.channels_last) return grad.contiguous();
   return grad.contiguous(x.dim() == 4 ? at::MemoryFormat::ChannelsLast
                                       : at::MemoryFormat::ChannelsLast3d);

@@ -133,6 +133,7 @@ at::Tensor reduced(const std::vector<double>& rows,
 
 at::Tensor acon_cpu(const at::Tensor& input, const at::Tensor& p1,
                     const at::Tensor& p2, const at::Tensor& beta) {
+  check_acon(input, p1, p2, beta);
   const auto [x, view] = dense(input);
   at::Tensor y = at::empty_like(x);
   if (x.numel() == 0) return y;
@@ -173,6 +174,7 @@ at::Tensor acon_cpu(const at::Tensor& input, const at::Tensor& p1,
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> acon_backward_cpu(
     const at::Tensor& grad_output, const at::Tensor& input,
     const at::Tensor& p1, const at::Tensor& p2, const at::Tensor& beta) {
+  check_acon(input, p1, p2, beta);
   const auto [x, view] = dense(input);
   const at::Tensor grad = like(grad_output, x, view);
   at::Tensor dx = at::empty_like(x), dbeta;

@@ -169,6 +169,8 @@ at::Tensor pwlu_cpu(const at::Tensor& input, const at::Tensor& points,
                     const at::Tensor& right_bound,
                     const at::Tensor& left_slope,
                     const at::Tensor& right_slope) {
+  check_pwlu(input, points, left_bound, right_bound, left_slope,
+             right_slope);
   const auto [x, view] = dense(input);
   at::Tensor y = at::empty_like(x);
   if (x.numel() == 0) return y;
@@ -205,6 +207,8 @@ pwlu_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                   const at::Tensor& points, const at::Tensor& left_bound,
                   const at::Tensor& right_bound, const at::Tensor& left_slope,
                   const at::Tensor& right_slope) {
+  check_pwlu(input, points, left_bound, right_bound, left_slope,
+             right_slope);
   const auto [x, view] = dense(input);
   const at::Tensor grad = like(grad_output, x, view);
   at::Tensor dx = at::empty_like(x), gradients;

@@ -297,6 +297,7 @@ AconGradients acon_run(const at::Tensor& grad, const at::Tensor& x,
 
 at::Tensor acon_cuda(const at::Tensor& input, const at::Tensor& p1,
                      const at::Tensor& p2, const at::Tensor& beta) {
+  check_acon(input, p1, p2, beta);
   const DeviceGuard guard(input.device());
   at::Tensor x;
   View shape;
@@ -313,6 +314,7 @@ at::Tensor acon_cuda(const at::Tensor& input, const at::Tensor& p1,
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> acon_backward_cuda(
     const at::Tensor& grad_output, const at::Tensor& input,
     const at::Tensor& p1, const at::Tensor& p2, const at::Tensor& beta) {
+  check_acon(input, p1, p2, beta);
   const DeviceGuard guard(input.device());
   at::Tensor x;
   View shape;

@@ -444,6 +444,8 @@ at::Tensor pwlu_cuda(const at::Tensor& input, const at::Tensor& points,
                      const at::Tensor& right_bound,
                      const at::Tensor& left_slope,
                      const at::Tensor& right_slope) {
+  check_pwlu(input, points, left_bound, right_bound, left_slope,
+             right_slope);
   const DeviceGuard guard(input.device());
   at::Tensor x;
   View shape;
@@ -471,6 +473,8 @@ pwlu_backward_cuda(const at::Tensor& grad_output, const at::Tensor& input,
                    const at::Tensor& right_bound,
                    const at::Tensor& left_slope,
                    const at::Tensor& right_slope) {
+  check_pwlu(input, points, left_bound, right_bound, left_slope,
+             right_slope);
   const DeviceGuard guard(input.device());
   at::Tensor x;
   View shape;
