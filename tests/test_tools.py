@@ -209,9 +209,9 @@ def test_usage_of_scripts(tmp_path, script):
 
 @pytest.mark.parametrize('given, message', (
     (['--gpu'], "expected --stack NAME or --cpu, got '--gpu'"),
-    (['--stack', '../onedl'], "openmmlab or onedl, got '../onedl'"),
-    (['--stack', 'common'], "openmmlab or onedl, got 'common'"),
-    (['--cpu', '--stack'], "openmmlab or onedl, got ''"),
+    (['--stack', '../onedl'], "openmmlab, onedl or oldest, got '../onedl'"),
+    (['--stack', 'common'], "openmmlab, onedl or oldest, got 'common'"),
+    (['--cpu', '--stack'], "openmmlab, onedl or oldest, got ''"),
 ))
 def test_setup_env_refuses_unknown_arguments(given, message, tmp_path):
     done = call(tmp_path, 'bash', ROOT / 'tools' / 'setup_env.sh', *given)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes .venv with a pinned set of tools/requirements/ and this package.
-# Usage: bash tools/setup_env.sh [--stack openmmlab|onedl] [--cpu]
+# Usage: bash tools/setup_env.sh [--stack openmmlab|onedl|oldest] [--cpu]
 #   --stack onedl   .venv-onedl with the maintained fork of the OpenMMLab packages
+#   --stack oldest  .venv-oldest with the oldest torch that is supported
 #   --cpu           compile mmcv's CPU operators even where a GPU is in sight
 #   PYTHON=python3.11 bash tools/setup_env.sh   chooses the interpreter
 # Running it again reuses what is there.
@@ -21,7 +22,7 @@ done
 
 requirements=tools/requirements/$stack.txt
 if [[ ! "$stack" =~ ^[a-z]+$ || "$stack" = common || ! -f "$requirements" ]]; then
-  echo "setup_env: expected --stack openmmlab or onedl, got '$stack'" >&2
+  echo "setup_env: expected --stack openmmlab, onedl or oldest, got '$stack'" >&2
   exit 2
 fi
 venv=$PWD/.venv

@@ -13,6 +13,7 @@ import pickle
 from contextlib import contextmanager
 from typing import Callable, Iterator, List
 
+import mmengine.runner.checkpoint
 import numpy as np
 import torch
 from mmengine.fileio import LocalBackend, register_backend
@@ -21,7 +22,6 @@ from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, PretrainedInit, is_model_wrapper
 from mmengine.registry import HOOKS, WEIGHT_INITIALIZERS
 from mmengine.runner import BaseLoop, CheckpointLoader, find_latest_checkpoint
-from mmengine.utils import digit_version
 from torch import nn
 
 from ..swap.loading import check_next_loading, is_swapped
@@ -45,8 +45,10 @@ def allow_mmengine_checkpoints() -> None:
     """Lets mmengine load its own checkpoints, and none that run code."""
     for prefix, loader in list(CheckpointLoader._schemes.items()):
         CheckpointLoader.register_scheme(prefix, _guarded(loader), force=True)
-    if digit_version(torch.__version__) < digit_version('2.6'):
-        return
+    # The maintained fork's mmengine allows getattr itself while it loads, and
+    # takes back afterwards what is allowed here.
+    if hasattr(mmengine.runner.checkpoint, 'get_torch_safe_globals'):
+        mmengine.runner.checkpoint.get_torch_safe_globals = list
     numpy_core = np._core if hasattr(np, '_core') else np.core
     torch.serialization.add_safe_globals([
         HistoryBuffer, np.ndarray, np.dtype,

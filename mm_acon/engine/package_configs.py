@@ -6,10 +6,13 @@ mmengine itself finds only the configs of the packages that it lists, wants a
 folder in front of the name, and looks for a development install in the wrong
 place.
 """
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Optional, Tuple
 
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 
 SCOPE = 'mm_acon::'
 FOLDER = Path(__file__).parents[1] / '.mim' / 'configs'
@@ -49,3 +52,18 @@ def allow_package_configs() -> None:
         return find(cfg_path, filename)
 
     Config._get_cfg_path = staticmethod(find_here_too)
+    _know_distributions_of_other_names()
+
+
+def _know_distributions_of_other_names() -> None:
+    """Lets ``mmseg::`` be found where it is not of mmsegmentation.
+
+    The maintained fork's is of onedl-mmsegmentation, and its mmengine would
+    install mmsegmentation over it.
+    """
+    for module, distribution in MODULE2PACKAGE.items():
+        try:
+            version(distribution)
+        except PackageNotFoundError:
+            if find_spec(module):
+                MODULE2PACKAGE[module] = module
