@@ -2,10 +2,20 @@
 
 Importing the package registers everything in mmengine's root registries.
 """
+from importlib.util import find_spec
+
+if find_spec('mmengine') is None:
+    raise ImportError(
+        'mm_acon needs mmengine, and there is none. Two packages bring it, '
+        'and only one of them can be installed: pip install mmengine, the '
+        'official one, or pip install onedl-mmengine, the maintained fork. '
+        'The extras mm_acon[openmmlab] and mm_acon[onedl] bring it together '
+        'with MMDetection, MMSegmentation and MMPretrain.')
+
 from .activations import (ACONA, ACONB, ACONC, APL, PAU, PWLU, ACONFReLU,
                           FReLU, LearnableActivation, MetaACON)
-from .engine import (ActivationOptimWrapperConstructor, ClassCountHook,
-                     PWLURealignHook, SafeCheckpointHook,
+from .engine import (ActivationOptimWrapperConstructor, ActivationVisHook,
+                     ClassCountHook, PWLURealignHook, SafeCheckpointHook,
                      allow_mmengine_checkpoints, allow_package_configs,
                      register_costs)
 from .models import MobileNetV1, SENet154, TFNet
@@ -18,8 +28,8 @@ register_costs()
 __version__ = '0.1.0'
 __all__ = [
     'ACONA', 'ACONB', 'ACONC', 'ACONFReLU', 'APL',
-    'ActivationOptimWrapperConstructor', 'ClassCountHook', 'FReLU',
-    'LearnableActivation', 'MetaACON', 'MobileNetV1', 'PAU', 'PWLU',
-    'PWLURealignHook', 'SENet154', 'SafeCheckpointHook', 'SwapReport', 'TFNet',
-    'swap_activations'
+    'ActivationOptimWrapperConstructor', 'ActivationVisHook',
+    'ClassCountHook', 'FReLU', 'LearnableActivation', 'MetaACON',
+    'MobileNetV1', 'PAU', 'PWLU', 'PWLURealignHook', 'SENet154',
+    'SafeCheckpointHook', 'SwapReport', 'TFNet', 'swap_activations'
 ]

@@ -1,3 +1,4 @@
+from .activation_vis_hook import ActivationVisHook
 from .checkpoint import SafeCheckpointHook, allow_mmengine_checkpoints
 from .class_count_hook import ClassCountHook
 from .complexity import register_costs
@@ -6,7 +7,7 @@ from .package_configs import allow_package_configs
 from .pwlu_realign_hook import PWLURealignHook
 
 __all__ = [
-    'ActivationOptimWrapperConstructor', 'ClassCountHook', 'PWLURealignHook',
-    'SafeCheckpointHook', 'allow_mmengine_checkpoints',
+    'ActivationOptimWrapperConstructor', 'ActivationVisHook', 'ClassCountHook',
+    'PWLURealignHook', 'SafeCheckpointHook', 'allow_mmengine_checkpoints',
     'allow_package_configs', 'register_costs'
 ]

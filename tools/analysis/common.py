@@ -1,12 +1,14 @@
 """What the drawing tools share, and what the benchmarks share."""
-import argparse
+import atexit
 import ctypes
 import json
 import platform
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Callable, List, Optional
+from tempfile import TemporaryDirectory
+from typing import Callable, Dict, List, NoReturn, Optional
 
 import torch
 from mmengine.runner import Runner
@@ -15,41 +17,93 @@ import mm_acon  # noqa: F401  (registers)
 from mm_acon.engine.config import (add_config_options, build_runner,
                                    prepare_config)
 from mm_acon.ops.extension import DEVICES
+from mm_acon.visualization import (Observer, Snapshot, choose_layers,
+                                   curve_activations)
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-STYLE = {
-    # Draws into files.
-    'backend': 'Agg',
-    'font.size': 9,
-    'axes.spines.top': False,
-    'axes.spines.right': False,
-    'axes.titlesize': 9,
-    'figure.dpi': 130,
-    'savefig.bbox': 'tight',
-}
 DTYPES = dict(
     float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 LAYOUTS = dict(
     contiguous=torch.contiguous_format, channels_last=torch.channels_last)
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """Arguments of a tool that draws what a checkpoint has learnt."""
-    found = argparse.ArgumentParser(description=description)
+def parser(description: str, *source: str, **options) -> ArgumentParser:
+    """Arguments of a tool that draws what a checkpoint has learnt.
+
+    ``source`` and ``options`` declare where the weights come from, if not
+    from one checkpoint.
+    """
+    found = ArgumentParser(description=description)
     add_config_options(found)
-    found.add_argument('checkpoint', help='checkpoint file')
-    found.add_argument('--out', required=True, help='PNG file to write')
+    if source:
+        found.add_argument(*source, **options)
+    else:
+        found.add_argument('checkpoint', help='checkpoint file')
+    found.add_argument('--out', required=True, help='picture to write')
     return found
 
 
-def trained_runner(args: argparse.Namespace) -> Runner:
+def add_layer_options(found: ArgumentParser,
+                      num_layers: Optional[int] = 6) -> None:
+    found.add_argument(
+        '--layers', metavar='REGEX', help='only layers whose name matches')
+    found.add_argument(
+        '--num-layers',
+        type=int,
+        default=num_layers,
+        help='how many of them, spread evenly; default: '
+        f'{num_layers or "all"}')
+
+
+def trained_runner(args: Namespace) -> Runner:
     """A Runner in eval mode that has loaded the checkpoint."""
-    args.work_dir = str(Path(args.out).parent)
+    # A Runner wants a folder for its log; what remains is the picture.
+    folder = TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    args.work_dir = folder.name
     runner = build_runner(prepare_config(args, 'test_dataloader'))
     runner.load_or_resume()
     runner.model.eval()
     return runner
+
+
+def chosen_layers(runner: Runner, args: Namespace, *kinds: type) -> dict:
+    """The activations of these kinds that the options choose, by name."""
+    try:
+        found = curve_activations(runner.model)
+        if kinds:
+            found = {
+                name: module
+                for name, module in found.items() if isinstance(module, kinds)
+            }
+        if not found:
+            names = ', '.join(kind.__name__ for kind in kinds)
+            raise ValueError(f'the model has no {names}.')
+        return choose_layers(found, args.layers, args.num_layers)
+    except ValueError as error:
+        stop(error)
+
+
+def stop(message) -> NoReturn:
+    sys.exit(f'{Path(sys.argv[0]).name}: {message}')
+
+
+def observe(runner: Runner,
+            layers: dict,
+            num_images: int,
+            num_channels: int = 4) -> Dict[str, Snapshot]:
+    """Snapshots of layers on the first images of the test set."""
+    dataset = runner.test_dataloader.dataset
+    batch = [dataset[index] for index in range(min(num_images, len(dataset)))]
+    with Observer(layers, num_channels) as seen, torch.no_grad():
+        runner.model.test_step(runner.test_dataloader.collate_fn(batch))
+    # Auxiliary heads, for example, are only trained.
+    found = {
+        name: seen.snapshots[name]
+        for name in layers if name in seen.snapshots
+    }
+    if not found:
+        stop('no image passes through ' + ', '.join(layers))
+    return found
 
 
 def save(figure, out: str) -> None:
@@ -58,7 +112,7 @@ def save(figure, out: str) -> None:
     print(f'wrote {out}')
 
 
-def add_timing_options(found: argparse.ArgumentParser) -> None:
+def add_timing_options(found: ArgumentParser) -> None:
     found.add_argument('--device', default='cpu')
     found.add_argument('--rounds', type=int, default=15)
     found.add_argument('--warmup', type=int, default=3)
@@ -66,7 +120,7 @@ def add_timing_options(found: argparse.ArgumentParser) -> None:
     found.add_argument('--json', help='file for the figures')
 
 
-def start_benchmark(args: argparse.Namespace) -> dict:
+def start_benchmark(args: Namespace) -> dict:
     """Sets threads and heap; prints and returns where and when it runs."""
     torch.set_num_threads(args.threads)
     keep_heap()

@@ -2,11 +2,13 @@
 
     python tools/analysis/plot_detections.py CONFIG CHECKPOINT --out FILE
 """
-import matplotlib.pyplot as plt
 import torch
-from common import COLOURS, STYLE, parser, save, trained_runner
+from common import parser, save, trained_runner
+from matplotlib.image import imread
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+
+from mm_acon.visualization.figures import COLOURS, grid_of_axes, styled
 
 
 def draw_box(axes, box, colour: str, style: str) -> None:
@@ -21,6 +23,55 @@ def draw_box(axes, box, colour: str, style: str) -> None:
                   linewidth=1.5))
 
 
+@styled
+@torch.no_grad()
+def draw(runner, num_images: int, lowest_score: float):
+    dataset = runner.test_dataloader.dataset
+    classes = dataset.metainfo['classes']
+    figure, panels = grid_of_axes(
+        min(num_images, len(dataset)), (3, 3), columns=4)
+    for index, axes in enumerate(panels):
+        data = runner.test_dataloader.collate_fn([dataset[index]])
+        sample = runner.model.test_step(data)[0]
+        image = imread(sample.img_path)
+        height, width = image.shape[:2]
+        axes.axis('off')
+        # Boxes count from the edge of the first pixel.
+        axes.imshow(
+            image, extent=(0, width, height, 0), interpolation='nearest')
+        # Ground truth lies in the resized image, predictions do not.
+        scale = torch.tensor(sample.scale_factor).repeat(2)
+        for box in sample.gt_instances.bboxes.cpu():
+            draw_box(axes, getattr(box, 'tensor', box).flatten() / scale,
+                     'white', ':')
+        found = sample.pred_instances.cpu()
+        found = found[found.scores >= lowest_score]
+        for box, label, score in zip(found.bboxes, found.labels,
+                                     found.scores):
+            colour = COLOURS[int(label) % len(COLOURS)]
+            draw_box(axes, box, colour, '-')
+            axes.text(
+                float(box[0]),
+                float(box[1]) - 1,
+                f'{classes[int(label)]} {score:.2f}',
+                color='white',
+                fontsize=7,
+                va='bottom',
+                bbox=dict(facecolor=colour, pad=1, linewidth=0))
+    figure.legend(
+        handles=[
+            Line2D([], [],
+                   color=COLOURS[0],
+                   label='detection, one colour per class'),
+            Line2D([], [], color='grey', ls=':', label='ground truth')
+        ],
+        loc='outside lower center',
+        ncol=2,
+        frameon=False)
+    figure.suptitle(f'Detections with a score of at least {lowest_score}')
+    return figure
+
+
 def main() -> None:
     arguments = parser('Draw detections on test images')
     arguments.add_argument(
@@ -29,59 +80,7 @@ def main() -> None:
         '--score', type=float, default=0.3, help='lowest score drawn, 0 to 1')
     args = arguments.parse_args()
     runner = trained_runner(args)
-    dataset = runner.test_dataloader.dataset
-    classes = dataset.metainfo['classes']
-    count = min(args.num_images, len(dataset))
-    columns = min(4, count)
-    rows = -(-count // columns)
-    with plt.rc_context(STYLE), torch.no_grad():
-        figure, grid = plt.subplots(
-            rows, columns, figsize=(3 * columns, 3 * rows), squeeze=False)
-        for axes in grid.flat:
-            axes.axis('off')
-        for index, axes in zip(range(count), grid.flat):
-            data = runner.test_dataloader.collate_fn([dataset[index]])
-            sample = runner.model.test_step(data)[0]
-            image = plt.imread(sample.img_path)
-            height, width = image.shape[:2]
-            # Boxes count from the edge of the first pixel.
-            axes.imshow(
-                image,
-                extent=(0, width, height, 0),
-                interpolation='nearest')
-            # Ground truth lies in the resized image, predictions do not.
-            scale = torch.tensor(sample.scale_factor).repeat(2)
-            for box in sample.gt_instances.bboxes.cpu():
-                draw_box(axes, getattr(box, 'tensor', box).flatten() / scale,
-                         'white', ':')
-            found = sample.pred_instances.cpu()
-            found = found[found.scores >= args.score]
-            for box, label, score in zip(found.bboxes, found.labels,
-                                         found.scores):
-                colour = COLOURS[int(label) % len(COLOURS)]
-                draw_box(axes, box, colour, '-')
-                axes.text(
-                    float(box[0]),
-                    float(box[1]) - 1,
-                    f'{classes[int(label)]} {score:.2f}',
-                    color='white',
-                    fontsize=7,
-                    va='bottom',
-                    bbox=dict(facecolor=colour, pad=1, linewidth=0))
-        figure.legend(
-            handles=[
-                Line2D([], [],
-                       color=COLOURS[0],
-                       label='detection, one colour per class'),
-                Line2D([], [], color='grey', ls=':', label='ground truth')
-            ],
-            loc='lower center',
-            bbox_to_anchor=(0.5, -0.03),
-            ncol=2,
-            frameon=False)
-        figure.suptitle(f'Detections with a score of at least {args.score}')
-        figure.tight_layout()
-        save(figure, args.out)
+    save(draw(runner, args.num_images, args.score), args.out)
 
 
 if __name__ == '__main__':

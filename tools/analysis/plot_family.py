@@ -4,7 +4,9 @@
 """
 import argparse
 
-from mm_acon.visualization.figures import family_figure, save
+from common import save
+
+from mm_acon.visualization.figures import family_figure
 
 
 def main() -> None:
@@ -13,7 +15,6 @@ def main() -> None:
     parser.add_argument('--out', required=True, help='PNG file to write')
     args = parser.parse_args()
     save(family_figure(), args.out)
-    print(f'wrote {args.out}')
 
 
 if __name__ == '__main__':
