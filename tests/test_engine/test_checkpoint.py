@@ -77,7 +77,8 @@ def test_code_in_a_pickle_is_refused(tmp_path, monkeypatch):
     torch.save(dict(state_dict={}, code=WriteFile(ran)), path)
     with pytest.raises(ValueError) as error:
         load_checkpoint(nn.Linear(2, 2), str(path))
-    assert str(error.value) == (
+    # Older versions of torch say builtins.exec.
+    assert str(error.value).replace('builtins.', '') == (
         f'{path} holds objects beside tensors and plain Python values, and '
         'loading those could run code. If you trust the file, write its '
         'state_dict alone into a new one. PyTorch says: UnpicklingError: '

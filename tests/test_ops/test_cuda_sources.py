@@ -9,13 +9,17 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / 'mm_acon' / 'ops' / 'csrc' / 'cuda').glob('*.cu'))
 INCLUDES = [f'-I{path}' for path in cpp_extension.include_paths()]
 # A header that torch makes when it is built with CUDA may be missing.
-DEFINES = ['-std=c++20', '-DC10_USING_CUSTOM_GENERATED_MACROS']
+DEFINES = [
+    '-std=c++20', '-DC10_USING_CUSTOM_GENERATED_MACROS',
+    f'-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}'
+]
 NVCC = shutil.which('nvcc') or shutil.which(
     'nvcc', path=os.path.join(cpp_extension.CUDA_HOME or '', 'bin'))
 
