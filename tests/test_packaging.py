@@ -1,13 +1,18 @@
-"""What an installed package brings: configs, tools, and the index of them."""
+"""What an installed package brings, and where it can be installed."""
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 from argparse import ArgumentParser
+from importlib.metadata import Distribution
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from mmengine.config import Config
 from mmengine.config.utils import _get_cfg_metainfo
 
@@ -21,8 +26,9 @@ for library in ('mmdet', 'mmseg', 'mmpretrain'):
 ROOT = Path(__file__).parents[1]
 CONFIGS = {path.stem: path for path in (ROOT / 'configs').glob('*.py')}
 # What a checkout has, of which the tests need the package alone.
-SOURCES = ('configs', 'mm_acon', 'tools', 'MANIFEST.in', 'README.md',
-           'model-index.yml', 'pyproject.toml', 'setup.py')
+SOURCES = ('configs', 'mm_acon', 'tools', 'CHANGELOG.md', 'CITATION.cff',
+           'LICENSE', 'MANIFEST.in', 'README.md', 'model-index.yml',
+           'pyproject.toml', 'setup.py')
 # One of each library, one whose name has a dot, and a file of _base_.
 READ = ('retinanet_r50_metaacon.py', 'pspnet_r50_pwlu.py', 'tfnet_0.5.py',
         '_base_/scratch_270k.py')
@@ -69,16 +75,41 @@ def sdist(tmp_path_factory):
     return path
 
 
+def empty_environment(sdist, folder, **options):
+    """A virtual environment with the sdist's wheel, and its interpreter.
+
+    It sees the packages of this environment, so that torch need not be
+    downloaded, but nothing that was installed here for development.
+    """
+    call(folder, *('-m', 'pip', 'wheel', '--quiet', '--no-index'),
+         *('--no-deps', '--no-build-isolation', '--wheel-dir', folder, sdist),
+         **options)
+    wheel, = folder.glob('*.whl')
+    call(folder, '-m', 'venv', '--without-pip', 'venv')
+    python = folder / 'venv/bin/python'
+    call(folder, *('-m', 'pip', '--python', python, 'install', '--quiet'),
+         *('--no-index', '--no-deps', '--no-compile', wheel))
+    site, = folder.glob('venv/lib/*/site-packages')
+    here = sysconfig.get_paths()['purelib']
+    lines = [here]
+    # What setup_env.sh has put beside the wrong kind of torchvision.
+    if find_spec('torchvision_cpu_schemas'):
+        lines.append('import torchvision_cpu_schemas')
+    (site / 'here.pth').write_text('\n'.join(lines))
+    return python
+
+
 @pytest.fixture(scope='module')
-def installed(sdist, tmp_path_factory):
+def environment(sdist, tmp_path_factory):
+    return empty_environment(
+        sdist, tmp_path_factory.mktemp('empty'), MM_ACON_WITH_OPS='0')
+
+
+@pytest.fixture(scope='module')
+def installed(environment):
     """A folder with the package as a wheel of the sdist installs it."""
-    folder = tmp_path_factory.mktemp('site')
-    call(
-        folder,
-        *('-m', 'pip', 'install', '--quiet', '--no-index', '--no-deps'),
-        *('--no-build-isolation', '--no-compile', '--target', folder, sdist),
-        MM_ACON_WITH_OPS='0')
-    return folder
+    site, = environment.parents[1].glob('lib/*/site-packages')
+    return site
 
 
 def test_sdist_has_all_that_a_build_needs(sdist):
@@ -96,6 +127,99 @@ def test_wheel_has_configs_and_tools(installed):
     shipped = (ROOT / name for name in ('configs', 'tools', 'model-index.yml'))
     assert files(*mim.iterdir()) == files(*shipped)
     assert not any(path.is_symlink() for path in [mim, *mim.rglob('*')])
+
+
+# The README's first config, built, with an image through its backbone.
+BUILD = '''
+import sys
+import warnings
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+import mm_acon
+from mm_acon.ops.extension import DEVICES
+cfg = Config.fromfile('my_config.py')
+init_default_scope(cfg.default_scope)
+model = MODELS.build(cfg.model)
+model.backbone(torch.rand(1, 3, 64, 64))[-1].sum().backward()
+count = sum(isinstance(m, mm_acon.MetaACON) for m in model.modules())
+print(mm_acon.__file__, count, *sorted(DEVICES))
+'''
+
+
+def build_config_of_readme(python, folder):
+    config, = re.findall(r'```python\n(# my_config.py.*?)```',
+                         (ROOT / 'README.md').read_text(), re.DOTALL)
+    (folder / 'my_config.py').write_text(config)
+    done = subprocess.run([python, '-c', BUILD],
+                          cwd=folder,
+                          capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    file, count, *devices = done.stdout.splitlines()[-1].split()
+    assert Path(file).is_relative_to(python.parents[1])
+    # The stem and stage 1, which has three of the 16, are frozen.
+    assert count == '13'
+    return devices, done.stderr
+
+
+def test_without_a_compiler(environment, tmp_path):
+    devices, warnings = build_config_of_readme(environment, tmp_path)
+    assert not devices
+    assert 'no compiled operators for cpu' in warnings
+
+
+@pytest.mark.full
+def test_with_a_compiler(sdist, tmp_path):
+    python = empty_environment(sdist, tmp_path, MM_ACON_WITH_OPS='1')
+    devices, warnings = build_config_of_readme(python, tmp_path)
+    assert 'cpu' in devices
+    assert 'no compiled operators' not in warnings
+
+
+def test_without_mmengine(environment, tmp_path):
+    here = sysconfig.get_paths()['purelib']
+    done = subprocess.run(
+        [environment, '-c', f'import sys; sys.path.remove({here!r}); '
+         'import mm_acon'],
+        cwd=tmp_path, capture_output=True, text=True)  # yapf: disable
+    assert re.search(
+        'ImportError: mm_acon needs mmengine, and there is none.* pip install '
+        'mmengine, .* or pip install onedl-mmengine', done.stderr)
+
+
+def test_metadata(installed):
+    folder, = installed.glob('mm_acon-*.dist-info')
+    found = Distribution.at(folder).metadata.json
+    assert found['license_expression'] == 'Apache-2.0'
+    assert (folder / 'licenses/LICENSE').read_text() == (
+        ROOT / 'LICENSE').read_text()
+    # mmengine is in the extras alone, where it has one of two names.
+    needed = found['requires_dist']
+    assert {re.match(r'[\w-]+', line).group()
+            for line in needed if 'extra ==' not in line} == {'torch', 'numpy'}
+    for extra, prefix in (('openmmlab', ''), ('onedl', 'onedl-')):
+        assert f'{prefix}mmengine; extra == "{extra}"' in needed
+    assert (installed / 'mm_acon/py.typed').is_file()
+
+
+def test_one_version():
+    changes = (ROOT / 'CHANGELOG.md').read_text()
+    assert re.search(r'^## (.+)$', changes,
+                     re.MULTILINE).group(1) == mm_acon.__version__
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert citation['version'] == mm_acon.__version__
+    assert [paper['url'] for paper in citation['references']] == [
+        'https://arxiv.org/abs/2009.04759', 'https://arxiv.org/abs/2104.03693'
+    ]
+
+
+def test_types_of_the_public_api():
+    """As a user's program sees them; see tests/typed_usage.py."""
+    pytest.importorskip('mypy')
+    done = subprocess.run([sys.executable, '-m', 'mypy'],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 COMPARE = '''

@@ -24,6 +24,7 @@ bash tools/setup_env.sh --stack "$stack"
 python=.venv$suffix/bin/python
 [ -z "$full" ] || export MM_ACON_REPORT=$PWD/docs/reliability$suffix.md
 "$python" -m ruff check .
-# One process per core with one thread each; a test file stays in one process.
-export OMP_NUM_THREADS=1
-exec "$python" -m pytest -n "$(nproc)" --dist loadfile "${arguments[@]}"
+# One process per core with one thread each, which nproc would take for one core;
+# a test file stays in one process.
+cores=$(nproc)
+OMP_NUM_THREADS=1 exec "$python" -m pytest -n "$cores" --dist loadfile "${arguments[@]}"

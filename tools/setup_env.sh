@@ -57,8 +57,8 @@ pip_install() { "$python" -m pip install --quiet --disable-pip-version-check "$@
 command -v g++ >/dev/null || stop "no C++ compiler. mmcv has to be compiled: install g++ (Debian, Ubuntu: apt-get install g++) and run this again."
 interpreter=${PYTHON:-python3}
 command -v "$interpreter" >/dev/null || stop "no '$interpreter' on PATH. Name an interpreter: PYTHON=/path/to/python3.11 bash tools/setup_env.sh"
-"$interpreter" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
-  || stop "Python 3.10 to 3.13 is needed, '$interpreter' is $("$interpreter" --version 2>&1)."
+"$interpreter" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+  || stop "Python 3.11 to 3.13 is needed, '$interpreter' is $("$interpreter" --version 2>&1)."
 "$interpreter" -c 'import sysconfig, os, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' \
   || stop "Python.h of '$interpreter' is missing; install its development package (Debian, Ubuntu: apt-get install python3-dev) and run this again."
 if [ ! -x "$python" ]; then

@@ -24,8 +24,8 @@ class APL(LearnableActivation):
     Args:
         num_channels (int, optional): C, the size of axis 1 of the input.
             None takes it from the first input.
-        num_hinges (int): S. The original's code has 5, which did not train
-            stably on ImageNet in the PWLU paper.
+        num_hinges (int): The number S. The original's code has 5, which did
+            not train stably on ImageNet in the PWLU paper.
         granularity (str): 'channel' for one function per channel, 'layer'
             for one.
         inplace (bool): Accepted, no effect.

@@ -74,7 +74,7 @@ class LearnableActivation(nn.Module):
 
     @property
     def num_units(self) -> int:
-        """Number of functions learnt: C, or 1 where a layer shares one."""
+        """How many functions are learnt, C or 1 where a layer shares one."""
         if self.granularity == 'layer':
             return 1
         return self.num_channels or 1

@@ -69,7 +69,8 @@ class FReLU(_Funnel):
     .. math:: f(x) = \max(x, BN(DWConv_{3 \times 3}(x)))
 
     Args:
-        num_channels (int, optional): C. None takes it from the first input.
+        num_channels (int, optional): C, the size of axis 1 of the input.
+            None takes it from the first input.
         stride (int): 1, or 2 to halve height and width; x is then
             max-pooled by 3x3.
         norm_cfg (dict, optional): Norm after the convolution, BN if None.

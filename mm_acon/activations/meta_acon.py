@@ -54,7 +54,7 @@ class MetaACON(LearnableActivation):
         num_channels (int, optional): C, the size of axis 1 of the input.
             None takes it from the first input.
         granularity (str): 'channel', 'layer' or 'pixel'.
-        reduction (int): r. The paper has 16, and 8 for ShuffleNetV2 0.5x.
+        reduction (int): The paper's r, 16, and 8 for ShuffleNetV2 0.5x.
         norm_cfg (dict, optional): Norm after fc1 and after fc2;
             ``dict(type='BN')`` in the authors' code. A BatchNorm meets one
             number per sample and channel, so for a batch of one it uses its

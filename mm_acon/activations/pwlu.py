@@ -157,7 +157,7 @@ class PWLU(LearnableActivation):
 
     @property
     def current_phase(self) -> int:
-        """0: trained without phases, 1: Phase I, 2: Phase II."""
+        """0 where trained without phases, 1 in Phase I, 2 in Phase II."""
         return self._phase
 
     def _set_phase(self, phase: int) -> None:

@@ -27,7 +27,7 @@ class TFBlock(BaseModule):
     that has the stride.
 
     Args:
-        in_channels (int): C. The output has C * ``stride`` channels.
+        in_channels (int): The width C. The output has C * ``stride`` channels.
         stride (int): 1 or 2.
         conv_cfg (dict, optional): Config of the 1x1 convolutions.
         norm_cfg (dict): Config of the norms.

@@ -1,5 +1,6 @@
 """Activations that learn their width from the first input."""
 import copy
+import gc
 from datetime import timedelta
 
 import pytest
@@ -257,6 +258,14 @@ def two_processes(rank, file):
         rank=rank,
         world_size=2,
         timeout=timedelta(seconds=60))
+    train_in_two_processes(rank)
+    # A DDP that outlives its process group can block when it is freed: it
+    # then waits, with Python's lock, for a thread that waits for that lock.
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def train_in_two_processes(rank):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(rank))
 
@@ -294,7 +303,6 @@ def two_processes(rank, file):
         model(x).sum().backward()
         assert not any(p.grad.any() for p in unit.parameters())
     assert unit.num_batches.tolist() == [3] * 4
-    dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not dist.is_available(), reason='needs torch.distributed')

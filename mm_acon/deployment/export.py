@@ -1,0 +1,158 @@
+"""ONNX of models with these activations, and what it computes."""
+from collections import Counter
+from pathlib import Path
+from typing import List, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from .fold import fold_activations
+
+
+def export_onnx(model: nn.Module, inputs: Tensor,
+                path: Union[str, Path]) -> None:
+    """Writes a model as ONNX, for any batch size and image size.
+
+    The model is :func:`fold_activations`' copy. The input is called
+    ``input``, the outputs ``output0``, ``output1``, ... in the order in which
+    the model nests them. Needs onnx and onnxscript.
+
+    Args:
+        model (nn.Module): Takes one tensor and returns tensors, in any
+            nesting.
+        inputs (Tensor): An example, (N, 3, H, W) with N > 1; it is run once.
+        path (str or Path): File to write.
+
+    Raises:
+        ValueError: inputs is no (N, C, H, W) with N > 1.
+    """
+    if inputs.dim() != 4 or len(inputs) < 2:
+        raise ValueError(
+            'export_onnx expects an example of shape (N, C, H, W) with N of '
+            f'at least 2, got {tuple(inputs.shape)}: from a batch of one '
+            'torch.export concludes that every batch has one image.')
+    model = _with_pools_of_any_size(fold_activations(model))
+    with torch.no_grad():
+        number = len(_tensors(model(inputs)))
+    dynamic = torch.export.Dim.DYNAMIC
+    torch.onnx.export(
+        model, (inputs, ),
+        str(path),
+        dynamo=True,
+        dynamic_shapes=({
+            0: dynamic,
+            2: dynamic,
+            3: dynamic
+        }, ),
+        input_names=['input'],
+        output_names=[f'output{i}' for i in range(number)],
+        external_data=False,
+        verbose=False)
+
+
+def count_operators(path: Union[str, Path]) -> Counter:
+    """The operators of an ONNX file and how often each occurs.
+
+    Raises:
+        ValueError: One is not of ONNX's own, or the file is not valid.
+    """
+    import onnx
+    model = onnx.load(path)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ValueError(f'{path} is not valid ONNX: {error}') from error
+    found: Counter = Counter()
+    graphs = [model.graph, *model.functions]
+    while graphs:
+        for node in graphs.pop().node:
+            found[f'{node.domain}::{node.op_type}'.removeprefix('::')] += 1
+            graphs += [
+                attribute.g for attribute in node.attribute
+                if attribute.HasField('g')
+            ]
+    custom = sorted(name for name in found if '::' in name)
+    if custom:
+        raise ValueError(
+            f"{path} should have ONNX's own operators only, it has also "
+            f'{", ".join(custom)}.')
+    return found
+
+
+@torch.no_grad()
+def compare_onnx(model: nn.Module, path: Union[str, Path],
+                 inputs: Tensor) -> Tuple[float, float]:
+    """Runs an ONNX file with onnxruntime, on the CPU, and the model.
+
+    Args:
+        model (nn.Module): The model, in eval mode.
+        path (str or Path): The file that was written from it.
+        inputs (Tensor): Any batch.
+
+    Returns:
+        tuple[float]: The largest difference between the outputs, infinite
+        where one of them has NaN or another shape, and the largest absolute
+        value of the model's.
+    """
+    import onnxruntime
+    session = onnxruntime.InferenceSession(
+        str(path), providers=['CPUExecutionProvider'])
+    results = session.run(None, {'input': inputs.numpy()})
+    expected = _tensors(model(inputs))
+    difference, largest = 0., 0.
+    for result, wanted in zip(results, expected, strict=True):
+        result = torch.from_numpy(result)
+        if result.shape != wanted.shape:
+            return float('inf'), float(wanted.abs().max())
+        error = float((result - wanted).abs().max())
+        difference = max(difference, error if error == error else
+                         float('inf'))
+        largest = max(largest, float(wanted.abs().max()))
+    return difference, largest
+
+
+def _tensors(outputs) -> List[Tensor]:
+    return [leaf for leaf in tree_leaves(outputs) if leaf is not None]
+
+
+class _AdaptiveAvgPool(nn.Module):
+    """nn.AdaptiveAvgPool2d as two matrix products, for maps of any size.
+
+    torch.export writes the windows of one size down as constants.
+    """
+
+    def __init__(self, output_size: Tuple[int, int]) -> None:
+        super().__init__()
+        self.output_size = output_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (
+            self.windows(x, axis, number)
+            for axis, number in zip((2, 3), self.output_size))
+        return rows @ x @ columns.T
+
+    @staticmethod
+    def windows(x: Tensor, axis: int, number: int) -> Tensor:
+        """Weights of shape (number, size of the axis); rows sum to 1."""
+        size = x.shape[axis]
+        index = torch.arange(number, device=x.device)[:, None]
+        # Not //, which is a dozen of ONNX's operators. Nothing is negative.
+        start = torch.div(index * size, number, rounding_mode='trunc')
+        end = torch.div((index + 1) * size + number - 1, number,
+                        rounding_mode='trunc')
+        place = torch.arange(size, device=x.device)
+        inside = (place >= start) & (place < end)
+        return inside.to(x.dtype) / (end - start)
+
+
+def _with_pools_of_any_size(model: nn.Module) -> nn.Module:
+    """Replaces the adaptive pools that have more than one window."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.AdaptiveAvgPool2d:
+                size = child.output_size
+                size = (size, size) if isinstance(size, int) else size
+                if None not in size and max(size) > 1:
+                    setattr(parent, name, _AdaptiveAvgPool(size))
+    return model

@@ -1,0 +1,613 @@
+"""Trains small networks with every activation and compares them.
+
+    python tools/analysis/study.py
+
+A ResNet-18 of an eighth of the width learns to tell the drawn shapes apart
+in strong noise, which is drawn anew for every training image in every epoch.
+Every seed has training images and initial weights of its own; the images that
+are tested on are the same for all. All activations share one recipe, chosen
+for the ReLU network. OUT/study.md gets the tables and what follows from them,
+OUT/figures/study_*.png the figures. Finished runs are kept in
+WORK_DIR/results.json: a study that was interrupted goes on where it was.
+"""
+import argparse
+import json
+import os
+import random
+import shlex
+import statistics
+import sys
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+from benchmark_model import Backbone
+from benchmark_ops import kept_bytes
+from common import save, start_benchmark
+from matplotlib.figure import Figure
+from mmengine.device import get_device
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from mm_acon import PWLU
+from mm_acon.datasets.shapes import SHAPES, _draw
+from mm_acon.visualization.figures import COLOURS, DASHES, styled
+
+# Chosen for the ReLU network, so that it errs on some of the images.
+CONTRAST, NOISE = 0.25, 1.0
+IMAGE_SIZE, WIDTH, BATCH_SIZE = 64, 8, 32
+# The demo's, with a higher rate for so few steps.
+OPTIMIZER = dict(type='AdamW', lr=3e-3, weight_decay=0.05)
+
+
+class Variant(NamedTuple):
+    """What stands in place of a ReLU.
+
+    Attributes:
+        act_cfg: The activation, None for the library's own ReLU.
+        realigned: Whether PWLU trains in its two phases.
+    """
+    act_cfg: Optional[dict]
+    realigned: bool = False
+
+
+VARIANTS: Dict[str, Variant] = {
+    'ReLU': Variant(None),
+    'Swish': Variant(dict(type='SiLU')),
+    'ACON-A': Variant(dict(type='ACONA')),
+    'ACON-B': Variant(dict(type='ACONB')),
+    'ACON-C': Variant(dict(type='ACONC')),
+    'meta-ACON channel': Variant(dict(type='MetaACON')),
+    'meta-ACON channel, norm': Variant(
+        dict(type='MetaACON', norm_cfg=dict(type='BN'))),
+    'meta-ACON layer': Variant(dict(type='MetaACON', granularity='layer')),
+    'meta-ACON pixel': Variant(dict(type='MetaACON', granularity='pixel')),
+}
+for _units in ('channel', 'layer'):
+    for _bound in (3, 6, 10):
+        VARIANTS[f'PWLU {_units}, fix-init {_bound}'] = Variant(
+            dict(type='PWLU', bound=float(_bound), granularity=_units))
+    VARIANTS[f'PWLU {_units}, realigned'] = Variant(
+        dict(type='PWLU', granularity=_units), realigned=True)
+
+# The others cost what these do.
+COSTS = {
+    name: name.replace(', fix-init 3', '')
+    for name, variant in VARIANTS.items()
+    if not variant.realigned and (variant.act_cfg or {}).get('bound', 3) == 3
+}
+
+R18 = 'ResNet-18'
+SHUFFLENET = 'ShuffleNetV2 0.5x'
+# Better, worse, points of top-1 accuracy between them in the paper, where.
+ORDERINGS: List[Tuple[str, str, float, str]] = [
+    ('ACON-A', 'ReLU', 1.1, f'ACON Table 3, {SHUFFLENET}'),
+    ('ACON-B', 'ACON-A', 0.9, f'ACON Table 3, {R18}'),
+    ('ACON-C', 'ACON-B', 0.3, f'ACON Table 3, {R18}'),
+    ('ACON-C', 'ReLU', 1.2, f'ACON Table 3, {R18}'),
+    ('meta-ACON channel', 'ACON-C', 0.7, f'ACON Tables 2, 3, {R18}'),
+    ('meta-ACON channel', 'ReLU', 1.9, f'ACON Table 2, {R18}'),
+    ('meta-ACON channel', 'meta-ACON layer', 1.5,
+     f'ACON Table 5, {SHUFFLENET}'),
+    ('meta-ACON layer', 'meta-ACON pixel', 0.9,
+     f'ACON Table 5, {SHUFFLENET}'),
+    ('meta-ACON pixel', 'ReLU', 2.2, f'ACON Table 5, {SHUFFLENET}'),
+    ('Swish', 'ReLU', 0.27, f'PWLU Table 2, {R18}'),
+    ('PWLU channel, realigned', 'Swish', 0.96, f'PWLU Table 2, {R18}'),
+]
+# Top-1 accuracy in PWLU's Table 5, ResNet-18.
+TABLE_5 = dict(
+    channel=(72.27, 71.86, 72.19, 72.57), layer=(71.57, 71.70, 71.84, 72.22))
+for _units, (*_fixed, _realigned) in TABLE_5.items():
+    for _bound, _accuracy in zip((3, 6, 10), _fixed):
+        ORDERINGS += [
+            (f'PWLU {_units}, realigned', f'PWLU {_units}, fix-init {_bound}',
+             round(_realigned - _accuracy, 2), f'PWLU Table 5, {R18}'),
+            (f'PWLU {_units}, fix-init {_bound}', 'ReLU',
+             round(_accuracy - 71.34, 2), f'PWLU Table 5, {R18}'),
+        ]
+    ORDERINGS.append((f'PWLU {_units}, realigned', 'ReLU',
+                      round(_realigned - 71.34, 2), f'PWLU Table 5, {R18}'))
+ORDERINGS.append(('PWLU channel, realigned', 'PWLU layer, realigned', 0.35,
+                  f'PWLU Table 5, {R18}'))
+# The paper draws these distributions and prints no mean.
+IOU_ORDERINGS = [(f'PWLU {_units}, realigned',
+                  f'PWLU {_units}, fix-init {_bound}')
+                 for _units in ('channel', 'layer') for _bound in (3, 6, 10)]
+# Student's t, two-sided 95 %, by the number of differences less one.
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
+
+
+class Shapes(Dataset):
+    """Drawn shapes in Gaussian noise.
+
+    Training images are flipped at random and get other noise each time;
+    those of the split val always have the same.
+    """
+
+    def __init__(self, split: str, first: int, number: int) -> None:
+        from mmpretrain.structures import DataSample
+        self.training = split == 'train'
+        generator = torch.Generator().manual_seed(0)
+        self.items = []
+        drawings = _draw(split, first + number, (IMAGE_SIZE, IMAGE_SIZE), 1)
+        for index, (image, [(category, _)]) in enumerate(drawings):
+            if index >= first:
+                # The ground lies between 0 and 63, the shape above 127.
+                x = torch.from_numpy(image).permute(2, 0, 1) / 80 - 1
+                x *= CONTRAST
+                if not self.training:
+                    x += NOISE * torch.randn(x.shape, generator=generator)
+                self.items.append((x, DataSample().set_gt_label(category)))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict:
+        x, sample = self.items[index]
+        if self.training:
+            if torch.rand(()) < 0.5:
+                x = x.flip(2)
+            x = x + NOISE * torch.randn(x.shape)
+        return dict(inputs=x, data_samples=sample)
+
+
+def backbone_config(variant: Variant) -> dict:
+    plain = dict(
+        type='ResNet', depth=18, base_channels=WIDTH, stem_channels=WIDTH)
+    if variant.act_cfg is None:
+        return plain
+    return dict(
+        type='SwapActivations',
+        backbone=plain,
+        swap=dict(act_cfg=variant.act_cfg))
+
+
+def build_runner(variant: Variant, seed: int, args) -> Runner:
+    train = Shapes('train', seed * args.train_images, args.train_images)
+
+    def loader(dataset: Dataset, shuffle: bool) -> dict:
+        return dict(
+            dataset=dataset,
+            batch_size=BATCH_SIZE,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=shuffle))
+
+    iterations = args.epochs * -(-len(train) // BATCH_SIZE)
+    # As long as Phase I.
+    warm_up = iterations // args.epochs
+    return Runner(
+        model=dict(
+            type='ImageClassifier',
+            backbone=backbone_config(variant),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(
+                type='LinearClsHead',
+                num_classes=len(SHAPES),
+                in_channels=8 * WIDTH,
+                topk=(1, ))),
+        work_dir=str(Path(args.work_dir) / 'logs'),
+        train_dataloader=loader(train, True),
+        train_cfg=dict(
+            by_epoch=True,
+            max_epochs=args.epochs,
+            val_interval=args.epochs + 1),
+        val_dataloader=loader(Shapes('val', 0, args.val_images), False),
+        val_cfg=dict(),
+        val_evaluator=dict(type='Accuracy', topk=(1, )),
+        optim_wrapper=dict(
+            optimizer=OPTIMIZER,
+            constructor='ActivationOptimWrapperConstructor'),
+        param_scheduler=[
+            dict(
+                type='LinearLR', start_factor=0.1, by_epoch=False,
+                end=warm_up),
+            dict(
+                type='CosineAnnealingLR',
+                by_epoch=False,
+                begin=warm_up,
+                end=iterations),
+        ],
+        default_hooks=dict(checkpoint=None),
+        custom_hooks=[dict(type='PWLURealignHook', phase1_epochs=1)]
+        if variant.realigned else [],
+        randomness=dict(seed=seed),
+        default_scope='mmpretrain',
+        # Runner refuses a second run of the same name.
+        experiment_name=f'study_{os.getpid()}_{id(train)}',
+        log_level='ERROR')
+
+
+@torch.no_grad()
+def alignment(model: nn.Module, batches) -> List[float]:
+    """IOU (Eq. 7 of arXiv 2104.03693) of every unit, on the given batches.
+
+    Of the bounds at the end of training and the distribution that a unit's
+    input has there. A unit whose input never varies has none.
+    """
+    modules = [m for m in model.modules() if isinstance(m, PWLU)]
+    inputs: Dict[PWLU, List[Tensor]] = {module: [] for module in modules}
+    handles = [
+        module.register_forward_pre_hook(
+            lambda module, x: inputs[module].append(x[0]))
+        for module in modules
+    ]
+    model.eval()
+    for batch in batches:
+        model.test_step(batch)
+    for handle in handles:
+        handle.remove()
+    found: List[float] = []
+    for module in modules:
+        x = torch.cat(inputs[module]).transpose(0, 1).flatten(1)
+        std, mean = torch.std_mean(
+            x if module.granularity == 'channel' else x.flatten()[None],
+            1,
+            correction=0)
+        module.running_mean.copy_(mean)
+        module.running_std.copy_(std)
+        iou = module.alignment_iou()
+        found += iou[~iou.isnan()].tolist()
+    return found
+
+
+def train(variant: Variant, seed: int, args) -> dict:
+    """One network from the first step to its accuracy, in percent."""
+    runner = build_runner(variant, seed, args)
+    runner.train()
+    accuracy = runner.val()['accuracy/top1']
+    iou = alignment(runner.model, runner.val_dataloader)
+    return dict(accuracy=accuracy, iou=[round(value, 3) for value in iou])
+
+
+def measure_costs(args) -> Dict[str, dict]:
+    """Time of a training step and what is kept for the backward pass.
+
+    The networks alternate in one run, in another order every round, and a
+    ratio is the median of each round's, so that a machine whose speed drifts
+    changes none.
+    """
+    init_default_scope('mmpretrain')
+    shape = BATCH_SIZE, 3, IMAGE_SIZE, IMAGE_SIZE
+    x = torch.randn(shape, device=args.device)
+    nets = {}
+    for name in args.variants:
+        if name in COSTS:
+            model = MODELS.build(backbone_config(VARIANTS[name]))
+            nets[name] = Backbone(model, x, torch.float32,
+                                  torch.contiguous_format)
+    times: Dict[str, List[float]] = {name: [] for name in nets}
+    order = list(nets)
+    shuffle = random.Random(0).shuffle
+    for round_ in range(args.rounds + 3):
+        shuffle(order)
+        for name in order:
+            milliseconds = nets[name].train_step()['train_ms']
+            if round_ >= 3:
+                times[name].append(milliseconds)
+    return {
+        name: dict(
+            train_ms=statistics.median(times[name]),
+            over_relu=statistics.median(
+                t / base for t, base in zip(times[name], times['ReLU'])),
+            kept=kept_bytes(net.model, x) / 2**20,
+            parameters=sum(p.numel() for p in net.model.parameters()))
+        for name, net in nets.items()
+    }
+
+
+class Results:
+    """What is finished, in a JSON file."""
+
+    def __init__(self, args) -> None:
+        self.path = Path(args.work_dir) / 'results.json'
+        setting = dict(
+            epochs=args.epochs,
+            train_images=args.train_images,
+            val_images=args.val_images,
+            contrast=CONTRAST,
+            noise=NOISE,
+            width=WIDTH,
+            optimizer=OPTIMIZER)
+        self.content = dict(setting=setting, runs={}, costs={}, machine={})
+        if self.path.exists():
+            self.content = json.loads(self.path.read_text())
+            if self.content['setting'] != setting:
+                raise ValueError(
+                    f'{self.path} holds runs of another setting, '
+                    f'{self.content["setting"]}, expected {setting}; write '
+                    'another --work-dir, or remove the file.')
+
+    def __getitem__(self, key: str) -> dict:
+        return self.content[key]
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix('.partial')
+        partial.write_text(json.dumps(self.content))
+        # Atomic: an interruption leaves the old file or the new one.
+        os.replace(partial, self.path)
+
+
+def run_all(args, results: Results) -> None:
+    runs = results['runs']
+    for seed in range(args.seeds):
+        for name in args.variants:
+            key = f'{name} / {seed}'
+            if key in runs:
+                continue
+            runs[key] = train(VARIANTS[name], seed, args)
+            results.save()
+            print(f'{key}: {runs[key]["accuracy"]:.2f} %', flush=True)
+    if list(results['costs']) != [n for n in args.variants if n in COSTS]:
+        results['costs'].clear()
+        results['costs'].update(measure_costs(args))
+        results['machine'].update(args.machine)
+        results.save()
+
+
+def values(results: Results, args, name: str, key: str) -> List[float]:
+    """One number of each seed, accuracy or mean IOU."""
+    runs = [results['runs'][f'{name} / {seed}'] for seed in range(args.seeds)]
+    if key == 'iou':
+        return [statistics.fmean(run['iou'] or [0]) for run in runs]
+    return [run[key] for run in runs]
+
+
+def compare(better: List[float], worse: List[float]) -> Tuple[float, float]:
+    """Mean of the differences by seed, and its standard error."""
+    differences = [b - w for b, w in zip(better, worse)]
+    error = statistics.stdev(differences) / len(differences)**0.5
+    return statistics.fmean(differences), error
+
+
+def verdict(difference: float, error: float, seeds: int) -> str:
+    limit = STUDENT[min(seeds - 1, len(STUDENT)) - 1]
+    if abs(difference) <= limit * error:
+        return 'not decided'
+    return 'shows' if difference > 0 else 'reversed'
+
+
+def ordering_rows(results: Results, args) -> List[Tuple[str, ...]]:
+    """Every ordering of the papers whose two sides were trained."""
+    cases = [(better, worse, 'accuracy', f'{gain:+.2f}', where)
+             for better, worse, gain, where in ORDERINGS]
+    cases += [(better, worse, 'iou', 'drawn', 'PWLU Fig. 6, MobileNetV3')
+              for better, worse in IOU_ORDERINGS]
+    rows = []
+    for better, worse, key, paper, where in cases:
+        if better not in args.variants or worse not in args.variants:
+            continue
+        difference, error = compare(
+            values(results, args, better, key),
+            values(results, args, worse, key))
+        errors = '-' if error == 0 else f'{difference / error:+.1f}'
+        digits = 2 if key == 'accuracy' else 3
+        rows.append((f'{better} > {worse}',
+                     'accuracy' if key == 'accuracy' else 'IOU', paper, where,
+                     f'{difference:+.{digits}f}', f'{error:.{digits}f}',
+                     errors, verdict(difference, error, args.seeds)))
+    return rows
+
+
+def accuracy_rows(results: Results, args) -> List[Tuple[str, ...]]:
+    rows = []
+    relu = values(results, args, 'ReLU', 'accuracy')
+    for name in args.variants:
+        found = values(results, args, name, 'accuracy')
+        difference, error = compare(found, relu)
+        iou = '-'
+        if name.startswith('PWLU'):
+            by_seed = values(results, args, name, 'iou')
+            iou = (f'{statistics.fmean(by_seed):.3f} ± '
+                   f'{statistics.stdev(by_seed):.3f}')
+        rows.append((name, f'{statistics.fmean(found):.2f}',
+                     f'{statistics.stdev(found):.2f}', f'{min(found):.2f}',
+                     f'{max(found):.2f}', '-' if name == 'ReLU' else
+                     f'{difference:+.2f} ± {error:.2f}', iou))
+    return rows
+
+
+def cost_rows(results: Results) -> List[Tuple[str, ...]]:
+    costs = results['costs']
+    return [(COSTS[name], f'{cost["train_ms"]:.1f}',
+             f'{cost["over_relu"]:.2f}', f'{cost["kept"]:.1f}',
+             f'{cost["kept"] / costs["ReLU"]["kept"]:.2f}',
+             f'{cost["parameters"] - costs["ReLU"]["parameters"]:,}')
+            for name, cost in costs.items()]
+
+
+def table(header: Tuple[str, ...], rows: List[Tuple[str, ...]],
+          text_columns: Tuple[int, ...]) -> str:
+    rule = ['---' if i in text_columns else '---:' for i in range(len(header))]
+    return '\n'.join('| ' + ' | '.join(row) + ' |'
+                     for row in (header, rule, *rows))
+
+
+def summary(rows: List[Tuple[str, ...]]) -> str:
+    """What the verdicts say, in sentences."""
+    lines = []
+    for word, text in (('shows', 'show here'),
+                       ('reversed', 'are reversed here'),
+                       ('not decided', 'are not decided at this scale')):
+        found = [f'{row[0]} ({row[1]})' for row in rows if row[-1] == word]
+        lines.append(f'- {len(found)} of {len(rows)} orderings {text}' +
+                     (': ' + '; '.join(found) if found else '') + '.')
+    return '\n'.join(lines)
+
+
+def report(results: Results, args) -> str:
+    orderings = ordering_rows(results, args)
+    machine = results['machine']
+    command = shlex.join(['python', 'tools/analysis/study.py', *sys.argv[1:]])
+    limit = STUDENT[min(args.seeds - 1, len(STUDENT)) - 1]
+    return f"""# A small study
+
+Written by the command below; nothing here was typed in. It says what these
+activations do on one small task, not what they do on ImageNet.
+
+```bash
+{command}
+```
+
+{machine['device']}; torch {torch.__version__}, {machine['date']}
+
+The network is MMPretrain's ResNet-18 with {WIDTH} instead of 64 channels in
+its first stage; all 17 activations are replaced. It tells the drawn circles,
+squares and triangles apart on {IMAGE_SIZE}-pixel images, flipped at random,
+in Gaussian noise that is {NOISE / (2 * CONTRAST):.1f} times the mean step
+from ground to shape. Noise is drawn anew for every training image in every
+epoch, and once for the test images. Each of the {args.seeds} seeds draws
+{args.train_images} training images and initial weights of its own, and all
+are tested on the same {args.val_images} images. {args.epochs} epochs of
+batches of {BATCH_SIZE}, {OPTIMIZER['type']} with learning rate
+{OPTIMIZER['lr']:g}, one epoch of warm-up and a cosine to 0, weight decay
+{OPTIMIZER['weight_decay']:g} but on what activations learn. The recipe was
+chosen for ReLU and is the same for all. PWLU's Phase I is the first epoch.
+
+## Accuracy and alignment
+
+Top-1 accuracy in percent, over the seeds. A difference is the mean of the
+differences of each seed, ± its standard error. IOU is the alignment of bounds
+and input at the end of training (PWLU paper, Eq. 7), the mean over all units,
+± the standard deviation over the seeds.
+
+{table(('activation', 'mean', 'std', 'min', 'max', 'to ReLU', 'IOU'),
+       accuracy_rows(results, args), (0,))}
+
+![Accuracy of every seed](figures/study_accuracy.png)
+
+![Alignment IOU of all units](figures/study_iou.png)
+
+## The papers' orderings
+
+The papers' differences are those of top-1 accuracy on ImageNet. An ordering
+shows, or is reversed, where the difference here is more than {limit:g}
+standard errors from 0: 95 % of Student's t for {args.seeds} seeds, for each
+row on its own. Among {len(orderings)} rows one or two would be decided by
+chance if no activation differed from another.
+
+{summary(orderings)}
+
+{table(('ordering', 'of', 'paper', 'where', 'here', 'standard error',
+        'in standard errors', 'verdict'), orderings, (0, 1, 3, 7))}
+
+## Time and memory
+
+A training step of the backbone on one batch: forward, backward, SGD. The
+networks alternate in one run; ratios are medians of each round's. `kept` is
+what autograd keeps for the backward pass, without parameters. ReLU works in
+place. Phase I of PWLU, ReLU and statistics, was not measured. At this width a
+step consists largely of what is done once a call: for larger networks see
+`docs/benchmarks/`.
+
+{table(('activation', 'step ms', '/ ReLU', 'kept MiB', '/ ReLU',
+        'parameters added'), cost_rows(results), (0,))}
+"""
+
+
+@styled
+def accuracy_figure(results: Results, args) -> Figure:
+    names = list(reversed(args.variants))
+    figure = Figure(figsize=(6.4, 0.27 * len(names) + 0.9))
+    axes = figure.subplots()
+    families = ('ReLU', 'Swish', 'ACON', 'meta', 'PWLU')
+    for y, name in enumerate(names):
+        colour = next(colour for family, colour in zip(families, COLOURS)
+                      if name.startswith(family))
+        found = values(results, args, name, 'accuracy')
+        axes.plot(found, [y] * len(found), 'o', color=colour, alpha=0.45)
+        axes.plot(
+            statistics.fmean(found), y, '|', color='black', ms=13, mew=2)
+    axes.axvline(
+        statistics.fmean(values(results, args, 'ReLU', 'accuracy')),
+        color='0.6',
+        lw=0.8,
+        ls='--')
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel('top-1 accuracy in % (dot: a seed, bar: mean, dashed '
+                    'line: mean of ReLU)')
+    return figure
+
+
+@styled
+def iou_figure(results: Results, args) -> Figure:
+    figure = Figure(figsize=(7.6, 2.9))
+    grid = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, units in zip(grid, ('channel', 'layer')):
+        chosen = [name for name in args.variants
+                  if name.startswith(f'PWLU {units}')]
+        for name, colour, dashes in zip(chosen, COLOURS, DASHES):
+            found = sorted(
+                iou for seed in range(args.seeds)
+                for iou in results['runs'][f'{name} / {seed}']['iou'])
+            share = [(i + 1) / len(found) for i in range(len(found))]
+            axes.plot(
+                found,
+                share,
+                ls=dashes,
+                color=colour,
+                label=name.split(', ')[1])
+        axes.set_title(f'PWLU, one unit per {units}')
+        axes.set_xlabel('alignment IOU of bounds and input')
+        if chosen:
+            axes.legend(frameon=False)
+    grid[0].set_ylabel('share of units with at most this IOU')
+    return figure
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument('--work-dir', default='work_dirs/study')
+    parser.add_argument('--out', default='docs', help='folder of study.md')
+    parser.add_argument('--seeds', type=int, default=6)
+    parser.add_argument(
+        '--variants',
+        nargs='+',
+        metavar='NAME',
+        default=list(VARIANTS),
+        help=f'some of {list(VARIANTS)}; ReLU is always among them')
+    parser.add_argument('--epochs', type=int, default=10)
+    parser.add_argument('--train-images', type=int, default=1024)
+    parser.add_argument('--val-images', type=int, default=1024)
+    parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument(
+        '--rounds', type=int, default=31, help='of the timing')
+    args = parser.parse_args()
+    unknown = [name for name in args.variants if name not in VARIANTS]
+    if unknown:
+        parser.error(f'expected --variants among {list(VARIANTS)}, got '
+                     f'{unknown}.')
+    if args.seeds < 2:
+        parser.error('expected --seeds of at least 2, since a spread needs '
+                     f'two, got {args.seeds}.')
+    if args.epochs < 2:
+        parser.error('expected --epochs of at least 2, one of them for '
+                     f"PWLU's Phase I, got {args.epochs}.")
+    args.variants = [
+        name for name in VARIANTS if name in ('ReLU', *args.variants)
+    ]
+    args.device = get_device()
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        results = Results(args)
+    except ValueError as error:
+        sys.exit(f'study.py: {error}')
+    args.machine = start_benchmark(args)
+    run_all(args, results)
+    out = Path(args.out)
+    save(accuracy_figure(results, args), out / 'figures/study_accuracy.png')
+    save(iou_figure(results, args), out / 'figures/study_iou.png')
+    (out / 'study.md').write_text(report(results, args))
+    print(f'wrote {out / "study.md"}')
+
+
+if __name__ == '__main__':
+    main()
