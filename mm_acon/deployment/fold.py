@@ -14,15 +14,15 @@ from ..ops.pwlu import inference_table
 
 
 def fold_activations(model: nn.Module) -> nn.Module:
-    """A copy of a model for export, with what does not change worked out.
+    r"""A copy of a model for export, with what does not change worked out.
 
     Every activation of the package becomes constants and PyTorch's own
     operators; :func:`mm_acon.ops.acon` and :func:`mm_acon.ops.pwlu` are
     operators that other runtimes do not have. The function stays the same
     but for rounding:
 
-    - ACON: :math:`x (a \\sigma(b x) + p_2)` with :math:`a = p_1 - p_2`,
-      :math:`b = \\beta a`. meta-ACON the same, with :math:`\\beta` computed.
+    - ACON: :math:`x (a \sigma(b x) + p_2)` with :math:`a = p_1 - p_2`,
+      :math:`b = \beta a`. meta-ACON the same, with :math:`\beta` computed.
     - PWLU: the inference table of arXiv 2104.03693, Sec. 4.3, one look-up
       and one multiply-add. In Phase I: ReLU.
 
