@@ -137,10 +137,8 @@ class _AdaptiveAvgPool(nn.Module):
         """Weights of shape (number, size of the axis); rows sum to 1."""
         size = x.shape[axis]
         index = torch.arange(number, device=x.device)[:, None]
-        # Not //, which is a dozen of ONNX's operators. Nothing is negative.
-        start = torch.div(index * size, number, rounding_mode='trunc')
-        end = torch.div((index + 1) * size + number - 1, number,
-                        rounding_mode='trunc')
+        start = index * size // number
+        end = ((index + 1) * size + number - 1) // number
         place = torch.arange(size, device=x.device)
         inside = (place >= start) & (place < end)
         return inside.to(x.dtype) / (end - start)
