@@ -114,7 +114,7 @@ def write_imagenet_shapes(
 
     def write(folder: Path) -> None:
         for split, num_images in dict(train=512, val=128).items():
-            drawings = _draw(split, num_images, size=(64, 64), max_shapes=1)
+            drawings = draw_shapes(split, num_images, size=(64, 64), max_shapes=1)
             for number, (image, [(category, _)]) in enumerate(drawings):
                 _write_png(
                     folder / split / SHAPES[category] / f'{number:06d}.png',
@@ -148,7 +148,7 @@ def _write_once(folder: Path, write: Callable[[Path], None]) -> Path:
 def _write_coco_split(folder: Path, split: str, num_images: int,
                       size: int) -> None:
     images, annotations = [], []
-    drawings = _draw(split, num_images, size=(size, size))
+    drawings = draw_shapes(split, num_images, size=(size, size))
     for image_id, (image, shapes) in enumerate(drawings, start=1):
         name = f'{image_id:06d}.png'
         _write_png(folder / split / name, image)
@@ -186,7 +186,7 @@ def _write_coco_split(folder: Path, split: str, num_images: int,
 def _write_cityscapes_split(folder: Path, split: str, num_images: int) -> None:
     # Cityscapes' ids of the ground and, in SHAPES' order, of the shapes.
     road, classes = (0, 7), ((7, 20), (2, 11), (8, 21))
-    drawings = _draw(split, num_images, size=(96, 192))
+    drawings = draw_shapes(split, num_images, size=(96, 192))
     for number, (image, shapes) in enumerate(drawings):
         stem = f'{split}/shapes/shapes_{number:06d}_000000'
         _write_png(folder / f'leftImg8bit/{stem}_leftImg8bit.png', image)
@@ -199,7 +199,7 @@ def _write_cityscapes_split(folder: Path, split: str, num_images: int) -> None:
             _write_png(folder / f'gtFine/{stem}_gtFine_{suffix}.png', labels)
 
 
-def _draw(split: str,
+def draw_shapes(split: str,
           num_images: int,
           size: Tuple[int, int],
           max_shapes: int = 3) -> Iterator[_Drawing]:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mm_acon import PWLU
-from mm_acon.datasets.shapes import SHAPES, _draw
+from mm_acon.datasets.shapes import SHAPES, draw_shapes
 from mm_acon.visualization.figures import COLOURS, DASHES, styled
 
 # Chosen so that the ReLU network errs on some of the images.
@@ -130,7 +130,7 @@ class Shapes(Dataset):
         self.training = split == 'train'
         generator = torch.Generator().manual_seed(0)
         self.items = []
-        drawings = _draw(split, first + number, (IMAGE_SIZE, IMAGE_SIZE), 1)
+        drawings = draw_shapes(split, first + number, (IMAGE_SIZE, IMAGE_SIZE), 1)
         for index, (image, [(category, _)]) in enumerate(drawings):
             if index >= first:
                 # The ground lies between 0 and 63, the shape above 127.
