@@ -114,7 +114,8 @@ def write_imagenet_shapes(
 
     def write(folder: Path) -> None:
         for split, num_images in dict(train=512, val=128).items():
-            drawings = draw_shapes(split, num_images, size=(64, 64), max_shapes=1)
+            drawings = draw_shapes(
+                split, num_images, size=(64, 64), max_shapes=1)
             for number, (image, [(category, _)]) in enumerate(drawings):
                 _write_png(
                     folder / split / SHAPES[category] / f'{number:06d}.png',
@@ -200,9 +201,9 @@ def _write_cityscapes_split(folder: Path, split: str, num_images: int) -> None:
 
 
 def draw_shapes(split: str,
-          num_images: int,
-          size: Tuple[int, int],
-          max_shapes: int = 3) -> Iterator[_Drawing]:
+                num_images: int,
+                size: Tuple[int, int],
+                max_shapes: int = 3) -> Iterator[_Drawing]:
     """Draw images of ``size`` (height, width) with one shape or more."""
     rng = np.random.Generator(np.random.PCG64(SPLIT_SEEDS[split]))
     height, width = size

@@ -130,7 +130,8 @@ class Shapes(Dataset):
         self.training = split == 'train'
         generator = torch.Generator().manual_seed(0)
         self.items = []
-        drawings = draw_shapes(split, first + number, (IMAGE_SIZE, IMAGE_SIZE), 1)
+        drawings = draw_shapes(
+            split, first + number, (IMAGE_SIZE, IMAGE_SIZE), max_shapes=1)
         for index, (image, [(category, _)]) in enumerate(drawings):
             if index >= first:
                 # The ground lies between 0 and 63, the shape above 127.
