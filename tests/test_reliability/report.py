@@ -8,8 +8,8 @@ Row = Dict[str, object]
 
 HEAD = """# Reliability
 
-Written by `bash tools/run_tests.sh --full` on {date}, tests that failed
-included.
+Written by `bash tools/run_tests.sh --full`, with `--stack` where the name of
+this file has one, on {date}, tests that failed included.
 
 ```
 {versions}

@@ -1,5 +1,11 @@
+import subprocess
+import sys
+from pathlib import Path
+
 from .cells import Cell, Kill
 from .report import cell, figures, markdown
+
+ROOT = Path(__file__).parents[2]
 
 GOOD = {
     'activation': 'PWLU',
@@ -58,3 +64,13 @@ def test_no_folders_of_the_machine():
 def test_kill_says_when():
     assert str(Kill(1, 7, 'step', 0.012)) == 'rank 1, step 7 + 12 ms'
     assert str(Cell('PWLU', 1, 'float32', 'plain')) == 'PWLU-1-float32-plain'
+
+
+def test_readme_has_the_versions_of_the_reports():
+    """After a new report: the table of python tools/tested_versions.py."""
+    printed = subprocess.run(
+        [sys.executable, ROOT / 'tools' / 'tested_versions.py'],
+        capture_output=True,
+        text=True,
+        check=True).stdout
+    assert printed in (ROOT / 'README.md').read_text()
