@@ -5,6 +5,8 @@ CUDA kernels are built where torch sees a GPU and finds nvcc, elsewhere with
 FORCE_CUDA=1 and, for example, TORCH_CUDA_ARCH_LIST='8.0;9.0'.
 """
 import os
+import shlex
+import shutil
 from pathlib import Path
 
 from setuptools import setup
@@ -30,7 +32,19 @@ def arguments():
     if os.getenv('MM_ACON_WITH_OPS', '1') == '0':
         return {}
     from torch.utils.cpp_extension import (BuildExtension, CppExtension,
-                                           CUDAExtension)
+                                           CUDAExtension, get_cxx_compiler)
+
+    class BuildOperators(BuildExtension):
+
+        def run(self):
+            compiler = get_cxx_compiler()
+            if shutil.which(shlex.split(compiler)[0]) is None:
+                raise SystemExit(
+                    'The operators of mm_acon are C++, and there is no '
+                    f'compiler {compiler!r}: install g++, name yours '
+                    'with CXX=..., or set MM_ACON_WITH_OPS=0 to build '
+                    'without, which is several times slower.')
+            super().run()
 
     # Relative to this file, as setuptools wants paths.
     csrc = Path('mm_acon/ops/csrc')
@@ -49,7 +63,7 @@ def arguments():
     module = extension(
         'mm_acon._ext', [str(source) for source in sources],
         extra_compile_args=dict(cxx=flags, nvcc=['-O3']))
-    return dict(ext_modules=[module], cmdclass=dict(build_ext=BuildExtension))
+    return dict(ext_modules=[module], cmdclass=dict(build_ext=BuildOperators))
 
 
 def link_mim():

@@ -75,6 +75,16 @@ def sdist(tmp_path_factory):
     return path
 
 
+def test_build_without_a_compiler(sdist, tmp_path):
+    shutil.unpack_archive(sdist, tmp_path)
+    folder, = tmp_path.iterdir()
+    with pytest.raises(AssertionError, match=re.escape(
+            "there is no compiler 'no-such-compiler -O2': install g++, name "
+            'yours with CXX=..., or set MM_ACON_WITH_OPS=0 to build without, '
+            'which is several times slower.')):
+        call(folder, 'setup.py', 'build_ext', CXX='no-such-compiler -O2')
+
+
 def empty_environment(sdist, folder, **options):
     """A virtual environment with the sdist's wheel, and its interpreter.
 

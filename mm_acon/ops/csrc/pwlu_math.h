@@ -109,13 +109,12 @@ struct PwluPieces {
         inverse_length(T(1) / table[3 * (num_intervals + 2)]),
         last(num_intervals + 1) {}
 
-  // The piece that x lies in. The division may be off by one interval next to
-  // a knot; comparing with the knots themselves makes it exact. NaN gives 0.
+  // The piece that x lies in. From half an interval to the left, rounding
+  // cannot lead too far, so that x lies in the piece found or in the next;
+  // comparing with the knot between them makes it exact. NaN gives 0.
   MM_ACON_HD int find(T x) const {
-    int j = pwlu_index((x - left) * inverse_length + T(1), last);
-    j -= (j > 0) & (x < knot[j]);
-    j += (j < last) & (x >= knot[j + (j < last)]);
-    return j;
+    const int j = pwlu_index((x - left) * inverse_length + T(.5), last);
+    return j + ((j < last) & (x >= knot[j + (j < last)]));
   }
 
   MM_ACON_HD T value(T x, int j) const {

@@ -41,35 +41,28 @@ struct Table {
 
 // Finds pieces by the same steps as PwluPieces<float>::find.
 struct Finder {
-  Table from, to;
+  Table next;
   __m512 left, inverse, last;
 
   MM_ACON_AVX512 explicit Finder(const PwluPieces<float>& pieces)
-      : from(pieces.knot, pieces.last + 1),
-        // Where the pieces end. No comparison with NaN holds, so that nothing
-        // lies right of the last one.
-        to(pieces.knot + 1, pieces.last,
-           std::numeric_limits<float>::quiet_NaN()),
+      : // Where the next piece starts. No comparison with NaN holds, so that
+        // nothing lies right of the last one.
+        next(pieces.knot + 1, pieces.last,
+             std::numeric_limits<float>::quiet_NaN()),
         left(_mm512_set1_ps(pieces.left)),
         inverse(_mm512_set1_ps(pieces.inverse_length)),
-        last(_mm512_set1_ps(static_cast<float>(pieces.last))) {
-    from.low = _mm512_mask_mov_ps(
-        from.low, 1,
-        _mm512_set1_ps(-std::numeric_limits<float>::infinity()));
-  }
+        last(_mm512_set1_ps(static_cast<float>(pieces.last))) {}
 
   MM_ACON_AVX512 __m512i operator()(__m512 x) const {
-    const __m512i one = _mm512_set1_epi32(1);
     __m512 position = _mm512_add_ps(
-        _mm512_mul_ps(_mm512_sub_ps(x, left), inverse), _mm512_set1_ps(1.f));
+        _mm512_mul_ps(_mm512_sub_ps(x, left), inverse), _mm512_set1_ps(.5f));
     // max gives its second operand for NaN.
     position = _mm512_max_ps(position, _mm512_setzero_ps());
     position = _mm512_min_ps(position, last);
-    __m512i j = _mm512_cvttps_epi32(position);
-    j = _mm512_mask_sub_epi32(j, _mm512_cmp_ps_mask(x, from[j], _CMP_LT_OQ),
-                              j, one);
+    const __m512i j = _mm512_cvttps_epi32(position);
     return _mm512_mask_add_epi32(
-        j, _mm512_cmp_ps_mask(x, to[j], _CMP_GE_OQ), j, one);
+        j, _mm512_cmp_ps_mask(x, next[j], _CMP_GE_OQ), j,
+        _mm512_set1_epi32(1));
   }
 };
 

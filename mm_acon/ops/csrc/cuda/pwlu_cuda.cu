@@ -32,8 +32,7 @@ struct PwluTable {
         inverse_length(numbers[(3 * pieces + 1) * kStride]),
         last(pieces - 1) {}
 
-  // As PwluPieces::find. From half an interval to the left, rounding cannot
-  // lead too far, so that x lies in this piece or in the next.
+  // As PwluPieces::find.
   __device__ __forceinline__ int find(T x) const {
     const int j = pwlu_index((x - left) * inverse_length + T(0.5), last);
     return j + (x >= numbers[(j + 1) * 3 * kStride]);
