@@ -12,7 +12,6 @@ from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.utils import digit_version
 from torch import nn
 
 from mm_acon import ACONC, PWLU, LearnableActivation, swap_activations
@@ -21,12 +20,7 @@ from mm_acon.deployment import (compare_onnx, count_operators, export_onnx,
                                 fold_activations)
 from mm_acon.deployment.export import _AdaptiveAvgPool
 from tests.conftest import BUILT
-from tests.utils import ACTIVATIONS, FUNNELS
-
-# Of free sizes. It may well do so from a version between these on.
-EXPORTS = pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.7'),
-    reason='the exporter of torch 2.6 fails; that of 2.13 was tested')
+from tests.utils import ACTIVATIONS, EXPORTS, FUNNELS
 
 ROOT = Path(__file__).parents[1]
 CHANNELS = 6

@@ -42,6 +42,7 @@ from torch import nn
 
 from mm_acon import LearnableActivation, MetaACON, ops
 from mm_acon.engine.config import load_config, use_activation
+from tests.utils import EXPORTS
 
 MarkdownIt = pytest.importorskip('markdown_it').MarkdownIt
 tomllib = pytest.importorskip('tomllib')
@@ -175,9 +176,11 @@ def execute(blocks: List[Block], **names) -> dict:
     return names
 
 
-@pytest.mark.parametrize('page',
-                         sorted({block.page
-                                 for block in SCRIPTS} - {'README.md'}))
+@pytest.mark.parametrize('page', [
+    pytest.param(page, marks=EXPORTS if 'deployment' in page else ())
+    for page in sorted({block.page
+                        for block in SCRIPTS} - {'README.md'})
+])
 def test_scripts_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     execute([block for block in SCRIPTS if block.page == page])
