@@ -1,6 +1,7 @@
 """Learnable activations for OpenMMLab.
 
-Importing the package registers everything in mmengine's root registries.
+Importing the package registers everything in mmengine's root registries and
+changes nothing else; docs/import.md lists what it adds.
 """
 from importlib.util import find_spec
 
@@ -14,15 +15,13 @@ if find_spec('mmengine') is None:
 
 from .activations import (ACONA, ACONB, ACONC, APL, PAU, PWLU, ACONFReLU,
                           FReLU, LearnableActivation, MetaACON)
+from .checkpoints import SafeCheckpointHook, allow_mmengine_checkpoints
 from .engine import (ActivationOptimWrapperConstructor, ActivationVisHook,
-                     ClassCountHook, PWLURealignHook, SafeCheckpointHook,
-                     allow_mmengine_checkpoints, allow_package_configs,
-                     register_costs)
+                     ClassCountHook, PWLURealignHook, register_costs)
 from .models import MobileNetV1, SENet154, TFNet
-from .swap import SwapReport, swap_activations
+from .swap import SwapActivations, SwapReport, swap_activations
 
 allow_mmengine_checkpoints()
-allow_package_configs()
 register_costs()
 
 __version__ = '0.1.0'
@@ -31,5 +30,6 @@ __all__ = [
     'ActivationOptimWrapperConstructor', 'ActivationVisHook',
     'ClassCountHook', 'FReLU', 'LearnableActivation', 'MetaACON',
     'MobileNetV1', 'PAU', 'PWLU', 'PWLURealignHook', 'SENet154',
-    'SafeCheckpointHook', 'SwapReport', 'TFNet', 'swap_activations'
+    'SafeCheckpointHook', 'SwapActivations', 'SwapReport', 'TFNet',
+    'swap_activations'
 ]

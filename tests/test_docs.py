@@ -41,7 +41,8 @@ from mmengine.registry import HOOKS, MODELS, init_default_scope
 from torch import nn
 
 from mm_acon import LearnableActivation, MetaACON, ops
-from mm_acon.engine.config import load_config, use_activation
+from mm_acon.cli import load_config
+from mm_acon.swap.config import use_activation
 from tests.utils import EXPORTS
 
 MarkdownIt = pytest.importorskip('markdown_it').MarkdownIt

@@ -18,7 +18,7 @@ from mmengine.config.utils import _get_cfg_metainfo
 
 import mm_acon
 from mm_acon.engine import package_configs
-from mm_acon.engine.config import add_config_options, prepare_config
+from mm_acon.cli import add_config_options, prepare_config
 
 for library in ('mmdet', 'mmseg', 'mmpretrain'):
     pytest.importorskip(library)

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from mm_acon import PWLU, LearnableActivation
 from mm_acon.activations.pwlu import PHASE_1, PHASE_2
 from mm_acon.datasets.demo import demo_config
-from mm_acon.engine.config import load_config
+from mm_acon.cli import load_config
 
 for library in ('mmdet', 'mmseg', 'mmpretrain'):
     pytest.importorskip(library)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mm_acon.engine.config import prepare_config
+from mm_acon.cli import prepare_config
 from tests.test_engine.test_checkpoint import WriteFile
 from tests.test_engine.test_config import options
 

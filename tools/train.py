@@ -10,7 +10,7 @@ import sys
 import torch
 
 import mm_acon  # noqa: F401  (registers)
-from mm_acon.engine.config import (add_config_options, add_run_options,
+from mm_acon.cli import (add_config_options, add_run_options,
                                    build_runner, prepare_config)
 
 

@@ -95,6 +95,16 @@ class LearnableActivation(nn.Module):
     def activate(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def train(self, mode: bool = True) -> 'LearnableActivation':
+        """Stays in eval mode while nothing of it is trained.
+
+        The norms of a frozen stage do; those inside an activation would not,
+        nor would the statistics of a PWLU.
+        """
+        parameters = list(self.parameters())
+        frozen = parameters and not any(p.requires_grad for p in parameters)
+        return super().train(mode and not frozen)
+
     def init_weights(self) -> None:
         """Called by MMEngine after the owner's own initialisation.
 

@@ -1,4 +1,4 @@
 from .report import SwapReport, SwapRow
-from .swap import swap_activations
+from .swap import SwapActivations, swap_activations
 
-__all__ = ['SwapReport', 'SwapRow', 'swap_activations']
+__all__ = ['SwapActivations', 'SwapReport', 'SwapRow', 'swap_activations']

@@ -1,7 +1,6 @@
 """Says what a checkpoint brings to the activations of a swapped module."""
 import logging
-from dataclasses import dataclass, field
-from typing import Dict, Iterable, List, Optional
+from typing import Dict, List
 
 from mmengine.logging import print_log
 from torch import nn
@@ -9,38 +8,98 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..activations import PWLU, LearnableActivation
 from ..activations.pwlu import PHASE_1
-from .per_call import ActivationPerCall
-from .probe import ACTIVATION_TYPES
+from .keys import (activations_of, bring_up, is_of_activation, listed,
+                   prefixes_of, rename_deep_stem, where_hint)
 
 
-def _activations(module: nn.Module) -> Dict[str, LearnableActivation]:
-    return {
-        name: child
-        for name, child in module.named_modules()
-        if isinstance(child, LearnableActivation)
-    }
+class LoadingReport:
+    """Reports every checkpoint that is loaded into a swapped module.
+
+    Weights that ``init_cfg`` names and of which nothing fits, or that have
+    another shape, are an error; what else is loaded is the user's business.
+    Of a file's layout it knows MMPretrain's deep stem beside that of the
+    other two libraries, and weights that lie under a key of their own.
+
+    Args:
+        root (nn.Module): The root of the swap.
+        module (nn.Module): The same, or a backbone inside it that loads
+            weights for itself, as in BiSeNetV1.
+    """
+
+    def __init__(self, root: nn.Module, module: nn.Module) -> None:
+        self.of_root = root is module
+        self.errors: List[str] = []
+        module.register_load_state_dict_pre_hook(self.before)
+        module.register_load_state_dict_post_hook(self.after)
+
+    def before(self, module: nn.Module, state_dict: dict, prefix: str,
+               metadata: dict, strict: bool, missing: List[str],
+               unexpected: List[str], errors: List[str]) -> None:
+        self.given: List[str] = []
+        if not any(key.startswith(prefix) for key in state_dict):
+            return
+        self.by_init_cfg = not prefix and is_being_initialised(module)
+        if not (self.of_root or self.by_init_cfg):
+            return
+        if not prefix:
+            bring_up(module, state_dict)
+        self.given = [key for key in state_dict if key.startswith(prefix)]
+        self.errors = errors
+        rename_deep_stem(module, state_dict, prefix)
+        _report(module, state_dict, prefix)
+
+    def after(self, module: nn.Module, incompatible) -> None:
+        if not self.given or not self.by_init_cfg:
+            return
+        source = pretrained_cfgs(module)[-1]['checkpoint']
+        # PyTorch makes counts that an old file lacks.
+        own = {
+            key
+            for key in module.state_dict()
+            if not key.endswith('num_batches_tracked')
+        }
+        if own.issubset(incompatible.missing_keys):
+            raise ValueError(
+                f'Nothing in {source} fits {type(module).__name__}' +
+                where_hint(module, source, self.given))
+        if self.errors:
+            raise ValueError(
+                f'{source} does not fit {type(module).__name__}: '
+                f'{len(self.errors)} tensors have another shape: '
+                f'{listed(self.errors, 5)}. Name the weights of this '
+                'backbone in init_cfg, or build the one that they are of.')
 
 
-def watch_loading(module: nn.Module) -> None:
-    """Reports every checkpoint that is loaded into the module."""
-    if not is_swapped(module):
-        module.register_load_state_dict_pre_hook(_before_loading)
-    if not _is_pretrained(module):
-        _warn_of_fresh_norms(_kept_norms(module))
+def watch_loading(root: nn.Module) -> None:
+    """Reports what is loaded into a swapped module from now on."""
+    for module in root.modules():
+        if any(
+                isinstance(getattr(hook, '__self__', None), LoadingReport)
+                for hook in module._load_state_dict_post_hooks.values()):
+            continue
+        if module is root or (pretrained_cfgs(module)
+                              and activations_of(module)):
+            LoadingReport(root, module)
+    if not pretrained_cfgs(root):
+        _warn_of_fresh_norms(_kept_norms(root))
 
 
-def is_swapped(module: nn.Module) -> bool:
-    """Whether it is the root of a swap."""
-    return _before_loading in (
-        getattr(hook, 'hook', None)
-        for hook in module._load_state_dict_pre_hooks.values())
-
-
-def _is_pretrained(module: nn.Module) -> bool:
+def pretrained_cfgs(module: nn.Module) -> List[dict]:
+    """The parts of a module's ``init_cfg`` that name a checkpoint."""
     init_cfgs = getattr(module, 'init_cfg', None) or []
     if isinstance(init_cfgs, dict):
         init_cfgs = [init_cfgs]
-    return any(cfg.get('type') == 'Pretrained' for cfg in init_cfgs)
+    return [
+        cfg for cfg in init_cfgs
+        if getattr(cfg.get('type'), '__name__', cfg.get('type')) in (
+            'Pretrained', 'PretrainedInit')
+    ]
+
+
+def is_being_initialised(module: nn.Module) -> bool:
+    """Whether mmengine's ``init_weights`` is at its ``init_cfg`` now."""
+    return bool(pretrained_cfgs(module)) and hasattr(module,
+                                                     '_params_init_info')
 
 
 def _kept_norms(module: nn.Module) -> List[str]:
@@ -48,11 +107,11 @@ def _kept_norms(module: nn.Module) -> List[str]:
     in_eval = {
         activation
         for owner in module.modules() if getattr(owner, 'norm_eval', False)
-        for activation in _activations(owner).values()
+        for activation in activations_of(owner).values()
     }
     return [
         f'{name}.{child}.running_mean'
-        for name, activation in _activations(module).items()
+        for name, activation in activations_of(module).items()
         for child, norm in activation.named_children()
         if activation in in_eval and isinstance(norm, _BatchNorm)
     ]
@@ -69,38 +128,7 @@ def _warn_of_fresh_norms(keys: List[str]) -> None:
             level=logging.WARNING)
 
 
-def _before_loading(module: nn.Module, state_dict: dict, prefix: str,
-                    *unused) -> None:
-    if not any(key.startswith(prefix) for key in state_dict):
-        return
-    _rename_deep_stem(module, state_dict, prefix)
-    _report_loading(module, state_dict, prefix)
-
-
-def _rename_deep_stem(module: nn.Module, state_dict: dict,
-                      prefix: str) -> None:
-    """Turns one form of a stem of three 3x3 convolutions into the other.
-
-    MMPretrain's has three ConvModules, 'stem.1.bn.weight', those of
-    MMDetection and MMSegmentation nine modules in a row, 'stem.4.weight'.
-    """
-    forms = [(f'stem.{3 * i + n}.', f'stem.{i}.{name}.') for i in range(3)
-             for n, name in enumerate(('conv', 'bn', 'activate'))]
-    weights = 'stem.0.weight', 'stem.0.conv.weight'
-    own = dict(module.named_parameters())
-    for here, there in ((0, 1), (1, 0)):
-        if weights[here] in own and prefix + weights[there] in state_dict:
-            break
-    else:
-        return
-    for key in list(state_dict):
-        for form in forms:
-            if key.startswith(prefix + form[there]):
-                rest = key[len(prefix + form[there]):]
-                state_dict[prefix + form[here] + rest] = state_dict.pop(key)
-
-
-def _report_loading(module: nn.Module, state_dict: dict, prefix: str) -> None:
+def _report(module: nn.Module, state_dict: dict, prefix: str) -> None:
     own = dict(module.named_parameters(remove_duplicate=False))
     own.update(module.named_buffers(remove_duplicate=False))
     given = [key[len(prefix):] for key in state_dict if key.startswith(prefix)]
@@ -113,7 +141,7 @@ def _report_loading(module: nn.Module, state_dict: dict, prefix: str) -> None:
     }
     unused = [key for key in given if key not in loaded]
     expected, num_fresh, fresh = 0, 0, {}
-    for name, activation in _activations(module).items():
+    for name, activation in activations_of(module).items():
         keys = dict(activation.named_parameters(prefix=name)).keys()
         expected += len(keys)
         num_fresh += len(keys - loaded)
@@ -123,12 +151,12 @@ def _report_loading(module: nn.Module, state_dict: dict, prefix: str) -> None:
     message = (f'{type(module).__name__}: {expected - num_fresh} of '
                f'{expected} activation parameters come from the checkpoint')
     if 0 < num_fresh < expected:
-        message += f'. Fresh: {_listed(fresh)}'
+        message += f'. Fresh: {listed(fresh)}'
     if unused:
-        message += f'. Not used of the checkpoint: {_listed(unused)}'
+        message += f'. Not used of the checkpoint: {listed(unused)}'
     warnings = _warnings(module, fresh, unused)
     resting = [
-        name for name, activation in _activations(module).items()
+        name for name, activation in activations_of(module).items()
         if isinstance(activation, PWLU) and f'{name}.phase' in loaded
         and state_dict[f'{prefix}{name}.phase'] == PHASE_1
     ]
@@ -137,20 +165,17 @@ def _report_loading(module: nn.Module, state_dict: dict, prefix: str) -> None:
             f'{len(resting)} PWLU come in Phase I and compute ReLU until '
             'PWLURealignHook in custom_hooks ends it')
     if not loaded:
-        warnings.append('Nothing of the checkpoint fits' + _prefix_hint(
-            list(own), given))
+        prefixes = prefixes_of(own, given)
+        warnings.append(
+            'Nothing of the checkpoint fits; ' +
+            (f'its keys begin with {prefixes[0]!r}'
+             if prefixes else f'it has {listed(given, 3)}'))
     print_log(
         '. '.join([message, *warnings]),
         logger='current',
         level=logging.WARNING if warnings else logging.INFO)
     _warn_of_fresh_norms(
         [key for key in _kept_norms(module) if key not in loaded])
-
-
-def _listed(names: Iterable[str], most: int = 20) -> str:
-    names = list(names)
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + more
 
 
 def _warnings(module: nn.Module, fresh: Dict[str, LearnableActivation],
@@ -172,113 +197,9 @@ def _warnings(module: nn.Module, fresh: Dict[str, LearnableActivation],
         found.append(
             'Those in frozen stages stay fresh for the whole training; leave '
             "out frozen='swap'")
-    if any(_is_of_activation(module, key) for key in unused):
+    if any(is_of_activation(module, key) for key in unused):
         found.append(
             'It was trained with activations that are not these; write the '
             'act_cfg, include and exclude that it was trained with, and '
             "frozen='swap' if it has those of frozen stages too")
     return found
-
-
-def _is_of_activation(module: nn.Module, key: str) -> bool:
-    """Whether a key leads to an activation, or would if it had parameters."""
-    for name in key.split('.'):
-        module = module._modules.get(name)
-        if module is None:
-            return False
-        if (isinstance(module, (LearnableActivation, ActivationPerCall))
-                or type(module).__name__ in ACTIVATION_TYPES):
-            return True
-    return False
-
-
-def _prefix_hint(own: List[str], given: List[str]) -> str:
-    for key in given:
-        if key.endswith('.' + own[0]):
-            prefix = key[:-len(own[0])]
-            return (f'; its keys begin with {prefix!r}, so write '
-                    f'prefix={prefix!r} in init_cfg')
-    return ''
-
-
-@dataclass
-class _FitCheck:
-    """Hooks that look at one loading; :func:`check_next_loading`."""
-    source: str
-    need: str
-    errors: Optional[List[str]] = field(default=None)
-    done: bool = False
-
-    def before(self, module: nn.Module, state_dict: dict, prefix: str,
-               metadata: dict, strict: bool, missing: List[str],
-               unexpected: List[str], errors: List[str]) -> None:
-        self.errors = errors
-
-    def after(self, module: nn.Module, incompatible) -> None:
-        if self.done:
-            return
-        self.done = True
-        # PyTorch makes counts that an old file lacks.
-        own, missing, unexpected = (
-            [key for key in keys if not key.endswith('num_batches_tracked')]
-            for keys in (module.state_dict(), *incompatible))
-        if len(missing) + len(self.errors) >= len(own) > 0:
-            raise ValueError(
-                f'Nothing in {self.source} fits {type(module).__name__}' +
-                _prefix_hint(own, unexpected))
-        if self.need != 'all':
-            missing = _not_of_relu(module, missing)
-            unexpected = [
-                key for key in unexpected if _tells_another(module, key)
-            ]
-        # What each need counts, most of what there is first.
-        counted = dict(some=0, shapes=1, weights=3, all=3)[self.need]
-        problems = [
-            f'{len(found)} tensors {what}: {_listed(found, 5)}'
-            for what, found in ((('have another shape', self.errors),
-                                 ('are missing in it', missing),
-                                 ('have no place in the model',
-                                  unexpected))[:counted]) if found
-        ]
-        if problems:
-            raise ValueError(
-                f'{self.source} does not fit {type(module).__name__}: ' +
-                '; '.join(problems) + '. Use the config, with the --act and '
-                'swap, that the checkpoint was trained with.')
-
-
-def check_next_loading(module: nn.Module, source: str, need: str) -> None:
-    """Makes the next loading an error if the checkpoint does not fit.
-
-    Args:
-        module (nn.Module): The root of what is loaded.
-        source (str): The file, for the message.
-        need (str): What has to fit. 'some' tensor; 'shapes': besides, none
-            has another shape; 'weights': besides, none is missing but those
-            of activations that start as ReLU, and none tells of a deeper
-            network or of other activations; 'all': exactly the model's.
-    """
-    check = _FitCheck(source, need)
-    module.register_load_state_dict_pre_hook(check.before)
-    module.register_load_state_dict_post_hook(check.after)
-
-
-def _not_of_relu(module: nn.Module, keys: List[str]) -> List[str]:
-    """Without those of activations that start as ReLU."""
-    relus = {
-        f'{name}.{key}'
-        for name, activation in _activations(module).items()
-        if activation.starts_as_relu for key in activation.state_dict()
-    }
-    return [key for key in keys if key not in relus]
-
-
-def _tells_another(module: nn.Module, key: str) -> bool:
-    """Whether an unused key is of an activation, or a part too many."""
-    if _is_of_activation(module, key):
-        return True
-    for name in key.split('.'):
-        module = module._modules.get(name)
-        if module is None:
-            return name.isdigit()
-    return False

@@ -18,31 +18,31 @@ class ActivationPerCall(ModuleList):
     Args:
         activations (Sequence[nn.Module]): One per call.
         caller (nn.Module): The module whose forward makes the calls.
-        first_child (nn.Module, optional): The module that it calls first.
+        first_called (nn.Module, optional): The module that it calls first.
     """
 
     def __init__(self, activations: Sequence[nn.Module], caller: nn.Module,
-                 first_child: Optional[nn.Module]) -> None:
+                 first_called: Optional[nn.Module]) -> None:
         super().__init__(activations)
         self.next_call = 0
         self.caller_type = type(caller).__name__
-        self.first_child = next(
+        self.first_called = next(
             (name for name, module in caller.named_modules()
-             if module is first_child), None)
-        self.watch_first_child(caller)
+             if module is first_called), None)
+        self.watch_first_called(caller)
         caller.register_forward_pre_hook(self.restart_with_caller)
         caller.register_forward_hook(self.check_number)
 
     def restart_with_caller(self, caller: nn.Module, args: tuple) -> None:
         self.next_call = 0
         if not torch.compiler.is_compiling():
-            self.watch_first_child(caller)
+            self.watch_first_called(caller)
 
-    def watch_first_child(self, caller: nn.Module) -> None:
-        if self.first_child is None:
+    def watch_first_called(self, caller: nn.Module) -> None:
+        if self.first_called is None:
             return
         # Looked up each time: SyncBN conversion puts new modules in place.
-        child = caller.get_submodule(self.first_child)
+        child = caller.get_submodule(self.first_called)
         if self.restart not in child._forward_pre_hooks.values():
             child.register_forward_pre_hook(self.restart)
 
@@ -58,7 +58,8 @@ class ActivationPerCall(ModuleList):
             f'{self.caller_type} calls an activation otherwise than it did '
             f'when it was swapped: {what}, expected {len(self)} calls. Swap '
             'it with a sample_input that makes its forward go the same way, '
-            'or leave it out with exclude=.')
+            "or leave it out with exclude='...' in swap (--act-exclude of the "
+            'tools).')
 
     def forward(self, x: Tensor) -> Tensor:
         if self.next_call == len(self):

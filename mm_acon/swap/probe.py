@@ -30,9 +30,11 @@ FUNCTIONAL_ACTIVATIONS = {
 
 SampleInput = Union[Tensor, Sequence[Tensor], Sequence[int]]
 
-_REMEDY = ('write sample_input=(1, channels, height, width) with a shape that '
-           'it takes, or pass the input tensors. Of a detector that takes '
-           'more than images swap the backbone alone.')
+_REMEDY = ('write sample_input=(1, channels, height, width) in swap, with a '
+           'shape that it takes (--cfg-options model.backbone.swap.'
+           'sample_input="(1,3,64,64)"), or in Python pass the input tensors. '
+           'Of a detector that takes more than images swap the backbone '
+           'alone.')
 
 
 @dataclass(eq=False)
@@ -46,9 +48,9 @@ class Site:
         call: 0 for the first call of ``module`` in the caller's forward.
         width: Channels, the size of axis 1.
         map_size: Spatial axes of the input, in pixels.
-        channels_last_axis: The channels lie in the last axis instead.
+        has_tokens: x is (N, tokens, C): the channels lie in the last axis.
         feed: The convolution or fully connected layer itself, if any.
-        first_child: The module that the caller calls first, if it calls it
+        first_called: The module that the caller calls first, if it calls it
             once per forward.
     """
     name: str
@@ -57,9 +59,9 @@ class Site:
     call: int
     width: int
     map_size: Tuple[int, ...]
-    channels_last_axis: bool
+    has_tokens: bool
     feed: Optional[nn.Module]
-    first_child: Optional[nn.Module] = None
+    first_called: Optional[nn.Module] = None
 
     @property
     def type(self) -> str:
@@ -88,7 +90,7 @@ class _Frame:
     """A module whose forward is running."""
     module: nn.Module
     children: Counter = field(default_factory=Counter)
-    first_child: Optional[nn.Module] = None
+    first_called: Optional[nn.Module] = None
     sites: List[Site] = field(default_factory=list)
 
 
@@ -117,8 +119,7 @@ def _is_feed(module: nn.Module) -> bool:
     return weight is not None and weight.dim() > 1
 
 
-def _channels_are_last(shape: Sequence[int],
-                       feed: Optional[nn.Module]) -> bool:
+def _has_tokens(shape: Sequence[int], feed: Optional[nn.Module]) -> bool:
     """Behind a Linear, or a convolution whose map was made into tokens."""
     if isinstance(feed, nn.Linear):
         return len(shape) > 2
@@ -194,8 +195,8 @@ class _Tracer(TorchFunctionMode):
         self.uncalled.pop(self.names[module], None)
         if self.frames:
             frame = self.frames[-1]
-            if frame.first_child is None:
-                frame.first_child = module
+            if frame.first_called is None:
+                frame.first_called = module
             if self.is_activation(module) and not self.inside_activation:
                 self.add_site(frame, module, args)
             frame.children[module] += 1
@@ -213,7 +214,7 @@ class _Tracer(TorchFunctionMode):
             call=call,
             width=shape[1] if len(shape) > 1 else 0,
             map_size=tuple(shape[2:]),
-            channels_last_axis=_channels_are_last(shape, feed),
+            has_tokens=_has_tokens(shape, feed),
             feed=feed)
         known = self.sites.setdefault((frame.module, module, call), site)
         if known.width != site.width:
@@ -226,10 +227,10 @@ class _Tracer(TorchFunctionMode):
         frame = self.frames.pop()
         if self.inside_activation:
             return
-        if frame.children[frame.first_child] == 1:
+        if frame.children[frame.first_called] == 1:
             for site in frame.sites:
-                if site.module is not frame.first_child:
-                    site.first_child = frame.first_child
+                if site.module is not frame.first_called:
+                    site.first_called = frame.first_called
         if self.is_activation(module):
             source = self.source_of(args)
             self.mark(result, source and _Source(source.feed, True))

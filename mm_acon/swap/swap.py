@@ -1,9 +1,8 @@
 import copy
-import functools
 import inspect
 import re
 from collections import defaultdict
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
@@ -17,6 +16,8 @@ from .report import SwapReport, SwapRow
 
 Patterns = Union[str, Sequence[str], None]
 _FROZEN_NOTE = "frozen; frozen='swap' if the checkpoint brings its activation"
+# They scale something else; another function there is another network.
+_GATES = ('HSigmoid', 'Hardsigmoid', 'Sigmoid', 'Tanh')
 
 
 def swap_activations(module: nn.Module,
@@ -84,6 +85,7 @@ def swap_activations(module: nn.Module,
         if type(uncalled).__name__ in old_types
     ])
     chosen: Dict[Site, SwapRow] = {}
+    calls: Dict[Tuple[nn.Module, nn.Module], List[Site]] = defaultdict(list)
     for site in probed.sites:
         row = SwapRow(site.name, site.type, None, site.width, site.map_size)
         report.rows.append(row)
@@ -91,32 +93,21 @@ def swap_activations(module: nn.Module,
             row.reason = 'not included'
         elif site.type not in old_types:
             row.reason = f'no {" or ".join(sorted(old_types))}'
-        elif site.channels_last_axis:
-            row.reason = 'channels in the last axis'
-        elif site.width == 0:
-            row.reason = 'no single width in axis 1'
-        elif not tiny_maps and all(size == 1 for size in site.map_size):
-            row.reason = '1x1 map'
-        elif frozen == 'keep' and site.is_frozen:
-            row.reason = _FROZEN_NOTE
-        elif not places[site]:
-            row.reason = 'the module that calls it does not hold it'
         else:
+            row.reason = _reason_to_keep(site, tiny_maps, frozen)
+        if not row.reason and not places[site]:
+            row.reason = 'the module that calls it does not hold it'
+        if not row.reason:
             chosen[site] = row
-    calls: Dict[Tuple[nn.Module, nn.Module], List[Site]] = defaultdict(list)
-    for site in probed.sites:
         calls[site.caller, site.module].append(site)
-    for sites in calls.values():
-        if (not chosen.keys() >= set(sites)
-                and any(True for _ in sites[0].module.parameters())):
-            # A PReLU: the calls left would no longer share their parameters.
-            for site in chosen.keys() & set(sites):
-                chosen.pop(site).reason = 'shares parameters with calls left'
+    _keep_shared_parameters(calls.values(), chosen)
     if not chosen:
         raise ValueError(
             f'No activation of {type(module).__name__} was chosen for '
             f'replacement by {new_type.__name__}; the sites are:\n{report}\n'
-            'Change include, exclude, replace, tiny_maps or frozen.')
+            'Change include, exclude, replace, tiny_maps or frozen in swap; '
+            'the tools take --act-include, --act-exclude, --act-replace and '
+            '--cfg-options model.backbone.swap.tiny_maps=True.')
 
     # All are built before the first is put in place: an error in act_cfg
     # leaves the module as it was.
@@ -135,11 +126,41 @@ def swap_activations(module: nn.Module,
     return report
 
 
+def _reason_to_keep(site: Site, tiny_maps: bool, frozen: str) -> str:
+    """Why an activation of a type to replace stays, empty if it does not."""
+    if site.has_tokens:
+        return 'channels in the last axis'
+    if site.width == 0:
+        return 'no single width in axis 1'
+    if not tiny_maps and all(size == 1 for size in site.map_size):
+        return '1x1 map'
+    if frozen == 'keep' and site.is_frozen:
+        return _FROZEN_NOTE
+    return ''
+
+
+def _keep_shared_parameters(calls: Iterable[List[Site]],
+                            chosen: Dict[Site, SwapRow]) -> None:
+    """Leaves a PReLU of which not all calls are chosen.
+
+    The calls left would no longer share their parameters.
+    """
+    for sites in calls:
+        if (not chosen.keys() >= set(sites)
+                and any(True for _ in sites[0].module.parameters())):
+            for site in chosen.keys() & set(sites):
+                chosen.pop(site).reason = 'shares parameters with calls left'
+
+
 def _activation_class(act_cfg: dict):
     """The class that ``act_cfg`` names."""
     if not isinstance(act_cfg, dict) or 'type' not in act_cfg:
         raise ValueError("swap expects act_cfg=dict(type='PWLU', ...), got "
                          f'{act_cfg!r}.')
+    if 'num_channels' in act_cfg:
+        raise ValueError(
+            'swap finds the width of every site itself; leave num_channels='
+            f'{act_cfg["num_channels"]!r} out of its act_cfg.')
     name = act_cfg['type']
     if inspect.isclass(name):
         return name
@@ -181,15 +202,19 @@ def _check_types(replace, old_types: set, sites: List[Site]) -> None:
     there = sorted({site.type for site in sites})
     if old_types.intersection(there):
         return
+    useful = [name for name in there if name not in _GATES]
     ours = sorted({
         site.type
         for site in sites if isinstance(site.module, LearnableActivation)
     })
-    remedy = f' Write replace={there!r}.' if there else ''
+    remedy = ''
+    if useful:
+        remedy = (f' Write replace={useful!r} in swap (--act-replace '
+                  f'{" ".join(useful)} of the tools).')
     if ours:
         remedy = (f' {" and ".join(ours)} came with an earlier swap, or with '
                   'an act_cfg: leave one of the two out, or write '
-                  f'replace={ours!r} to replace them again.')
+                  f'replace={ours!r} in swap to replace them again.')
     raise ValueError(
         f'swap expects replace to name activations of the module, got '
         f'{replace!r}; there are {", ".join(there) or "none"}.{remedy}')
@@ -258,7 +283,7 @@ def _replacement(sites: List[Site], built: Dict[Site,
     if len(activations) == 1:
         return activations[0]
     replacement = ActivationPerCall(activations, sites[0].caller,
-                                    sites[0].first_child)
+                                    sites[0].first_called)
     replacement.training = old.training
     return replacement
 
@@ -276,21 +301,15 @@ def _build(root: nn.Module, site: Site, new_type, act_cfg: dict) -> nn.Module:
     new.train(site.module.training)
     if site.is_frozen:
         new.requires_grad_(False)
-        # A frozen stage keeps its norms in eval mode; a frozen stem would
-        # not know of the one inside an activation, nor of statistics.
-        new.train = functools.partial(_stay_in_eval, new)
+        # A frozen stage keeps its norms in eval mode.
         new.eval()
     return new
 
 
-def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
-    return nn.Module.train(module, False)
-
-
-@MODELS.register_module(name='SwapActivations')
-def build_swapped(backbone: Union[str, type, dict, None] = None,
-                  swap: Optional[dict] = None,
-                  **kwargs) -> nn.Module:
+@MODELS.register_module()
+def SwapActivations(backbone: Union[str, type, dict, None] = None,
+                    swap: Optional[dict] = None,
+                    **kwargs) -> nn.Module:
     r"""Builds a backbone and replaces its activations.
 
     .. code-block:: python
@@ -303,31 +322,53 @@ def build_swapped(backbone: Union[str, type, dict, None] = None,
 
     Args:
         backbone (str, type or dict): Type of the backbone, whose arguments
-            are the remaining keys, or its whole config.
+            are the remaining keys, or its whole config. Of the latter the
+            remaining keys change arguments, as a model does that hands its
+            own ``pretrained`` to its backbone.
         swap (dict): Arguments of :func:`swap_activations`.
 
     Returns:
         nn.Module: The backbone itself, not a wrapper: its state dict has the
         keys of the plain backbone and those of the new activations.
+
+    Raises:
+        TypeError: backbone or swap is missing or of another kind.
+        KeyError: no registry that is searched knows the backbone's type.
     """
     if not isinstance(swap, dict):
         raise TypeError(
             "SwapActivations expects swap=dict(act_cfg=dict(type='PWLU'), "
             f'...), got {swap!r}.')
     if isinstance(backbone, dict):
-        if kwargs:
-            raise ValueError(
-                'SwapActivations takes the arguments of the backbone either '
-                f'beside a type name or in backbone=dict(...), got both: '
-                f'{sorted(kwargs)} beside a dict.')
-        kwargs = dict(backbone)
+        arguments = {**backbone, **kwargs}
     elif isinstance(backbone, (str, type)):
-        kwargs['type'] = backbone
+        arguments = dict(kwargs, type=backbone)
     else:
         raise TypeError('SwapActivations expects backbone to be a type name '
                         f'or a config, got {backbone!r}.')
-    built = MODELS.build(kwargs)
+    _check_scope(arguments)
+    built = MODELS.build(arguments)
     swap_activations(built, **swap)
     return built
 
 
+def _check_scope(arguments: dict) -> None:
+    """Refuses a name that only libraries have which are not searched."""
+    name = arguments.get('type')
+    if not isinstance(name, str) or '.' in name:
+        return
+    with MODELS.switch_scope_and_registry(
+            arguments.get('_scope_')) as registry:
+        if registry.get(name) is not None:
+            return
+    there = [
+        f'{library}.{name}' for library, registry in MODELS.children.items()
+        if name in registry.module_dict
+    ]
+    if there:
+        raise KeyError(
+            f'SwapActivations finds no backbone {name!r}, because the config '
+            'has no default_scope, or one of another library. Write '
+            f'backbone={there[0]!r}' +
+            (f' (or {", ".join(map(repr, there[1:]))}).'
+             if there[1:] else '.'))

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mm_acon import ACONC, PWLU, MetaACON
 from mm_acon.engine.activation_vis_hook import ActivationVisHook
-from mm_acon.engine.config import use_ranks_without_gpu
+from mm_acon.cli import use_ranks_without_gpu
 
 from .toy import BATCH, SAMPLES, make_runner
 

@@ -3,7 +3,7 @@ from argparse import ArgumentParser
 import pytest
 from mmengine.config import Config
 
-from mm_acon.engine.config import (add_config_options, add_run_options,
+from mm_acon.cli import (add_config_options, add_run_options,
                                    check_files, default_work_dir, load_config,
                                    prepare_config, use_activation)
 

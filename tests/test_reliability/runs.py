@@ -29,7 +29,8 @@ from torch.utils.data import Dataset
 
 from mm_acon import PWLU
 from mm_acon.datasets import demo_config
-from mm_acon.engine.config import build_runner, use_activation
+from mm_acon.cli import build_runner
+from mm_acon.swap.config import use_activation
 
 from .cells import (BACKENDS, BATCH, EPOCH, EPOCHS, PHASE1_ITERS, Cell, Kill)
 

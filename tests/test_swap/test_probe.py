@@ -179,7 +179,7 @@ def test_activations_that_are_not_called_are_listed():
 def test_width(forward, width, last):
     model = Toy(forward, act=nn.ReLU(), fc=nn.Linear(256, 5))
     site = probe(model).sites[0]
-    assert (site.width, site.channels_last_axis) == (width, last)
+    assert (site.width, site.has_tokens) == (width, last)
 
 
 def test_widths_that_differ_from_call_to_call():

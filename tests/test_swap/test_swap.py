@@ -482,7 +482,14 @@ class NeedsTwo(Block):
         swap=RULE),
     lambda: dict(type='SwapActivations', backbone=dict(SMALL), swap=RULE),
     lambda: ConfigDict(type='SwapActivations', backbone=SMALL, swap=RULE),
-], ids=['name', 'scoped name', 'class', 'dict', 'config'])
+    lambda: dict(type=SwapActivations, backbone=dict(SMALL), swap=RULE),
+    lambda: dict(
+        type='SwapActivations',
+        backbone=dict(SMALL, depth=18),
+        swap=RULE,
+        depth=SMALL['depth']),
+], ids=['name', 'scoped name', 'class', 'dict', 'config', 'function',
+        'key beside a dict'])
 def test_backbone_of_a_config(make, mmdet_scope):
     config = make()
     before = copy.deepcopy(config)
@@ -493,8 +500,6 @@ def test_backbone_of_a_config(make, mmdet_scope):
 
 
 @pytest.mark.parametrize('arguments, error, text', [
-    (dict(backbone=dict(SMALL), depth=50, out_indices=(1, )), ValueError,
-     r"got both: \['depth', 'out_indices'\] beside a dict"),
     (dict(backbone=3), TypeError,
      'expects backbone to be a type name or a config, got 3'),
     (dict(backbone=dict(SMALL), swap=dict(act_cfg='ReLU')), ValueError,

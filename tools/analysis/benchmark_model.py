@@ -31,8 +31,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mm_acon import swap_activations
-from mm_acon.engine.config import (add_config_options, find_backbones,
-                                   prepare_config)
+from mm_acon.cli import add_config_options, prepare_config
+from mm_acon.swap.config import find_backbones
 from mm_acon.swap.probe import probe
 
 
@@ -132,13 +132,13 @@ def build_models(args) -> Tuple[Dict[str, nn.Module], Dict[str, int]]:
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     torch.manual_seed(0)
     try:
-        owner = next(find_backbones(cfg.model), None)
-        if owner is None:
+        place = next(find_backbones(cfg.model), None)
+        if place is None:
             raise ValueError('expected a model with a backbone, '
                              f'{cfg.model.type} in {args.config} has none.')
-        relu = MODELS.build(plain_backbone(owner.backbone))
+        relu = MODELS.build(plain_backbone(place.config))
         models, sites = {'ReLU': relu}, {'ReLU': 0}
-        for swap in find_swaps(args, owner.backbone, relu):
+        for swap in find_swaps(args, place.config, relu):
             name = str(swap['act_cfg']['type'])
             models[name] = copy.deepcopy(relu)
             report = swap_activations(models[name], **swap)

@@ -14,7 +14,7 @@ import torch
 from mmengine.runner import Runner
 
 import mm_acon  # noqa: F401  (registers)
-from mm_acon.engine.config import (add_config_options, build_runner,
+from mm_acon.cli import (add_config_options, build_runner,
                                    prepare_config)
 from mm_acon.ops.extension import DEVICES
 from mm_acon.visualization import (Observer, Snapshot, choose_layers,

@@ -22,9 +22,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from mm_acon import LearnableActivation, swap_activations
-from mm_acon.engine.config import (add_config_options, find_backbones,
-                                   prepare_config)
+from mm_acon.cli import add_config_options, prepare_config
 from mm_acon.ops.extension import DEVICES
+from mm_acon.swap.config import find_backbones
 from mm_acon.swap.probe import probe
 
 RULES = """\
@@ -277,8 +277,8 @@ def site_rows(backbone: nn.Module, shape: Sequence[int]) -> List[tuple]:
 def report_config(args: argparse.Namespace) -> Optional[str]:
     cfg = prepare_config(args)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    for owner in find_backbones(cfg.model):
-        backbone = MODELS.build(owner.backbone).to('meta')
+    for place in find_backbones(cfg.model):
+        backbone = MODELS.build(place.config).to('meta')
         backbone.eval()
         name = type(backbone).__name__
         shape = (1, 3, *args.shape)
