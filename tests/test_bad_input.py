@@ -15,8 +15,8 @@ from torch import nn
 from mm_acon import PWLU
 from mm_acon.engine.class_count_hook import ClassCountHook
 from mm_acon.ops import acon, pwlu
-from tests.test_engine.test_checkpoint import Val, predict
-from tests.test_engine.toy import BATCH, ToyData, ToyModel, make_runner
+from tests.helpers.toy import (BATCH, ToyData, ToyModel, Val, make_runner,
+                               predict)
 from tests.utils import ACTIVATIONS, FUNNELS, run
 
 EVERY = pytest.mark.parametrize('name', ACTIVATIONS)

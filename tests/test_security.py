@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from mm_acon.cli import prepare_config
-from tests.test_engine.test_checkpoint import WriteFile
-from tests.test_engine.test_config import options
+from tests.utils import WriteFile, options
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'tools' / 'model_converters'))

@@ -1,8 +1,15 @@
-"""What the tests of operators and activations share."""
+"""What tests share: activations, comparisons, options, a hostile object.
+
+Toys and whole backbones are in tests/helpers.
+"""
+from argparse import ArgumentParser
+
 import pytest
 import torch
 from mmengine.utils import digit_version
 from torch import Tensor
+
+from mm_acon.cli import add_config_options, add_run_options
 
 DEVICES = ['cpu'] + (['cuda'] if torch.cuda.is_available() else [])
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -108,3 +115,26 @@ def run(function, *inputs: Tensor, grad: Tensor = None):
     y = function(*leaves)
     y.backward(torch.ones_like(y) if grad is None else grad.to(y))
     return y.detach(), [leaf.grad for leaf in leaves]
+
+
+FASTER_RCNN = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+
+
+def options(*arguments, run=False):
+    """The options of a tool as they are typed after the config."""
+    parser = ArgumentParser()
+    add_config_options(parser)
+    if run:
+        add_run_options(parser)
+        parser.add_argument('checkpoint')
+    return parser.parse_args([FASTER_RCNN, *map(str, arguments)])
+
+
+class WriteFile:
+    """Writes a file when it is unpickled as pickle does."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return exec, (f'open({self.path!r}, "w")', )

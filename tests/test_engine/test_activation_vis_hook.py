@@ -20,8 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from mm_acon import ACONC, PWLU, MetaACON
 from mm_acon.engine.activation_vis_hook import ActivationVisHook
 from mm_acon.cli import use_ranks_without_gpu
-
-from .toy import BATCH, SAMPLES, make_runner
+from tests.helpers.toy import BATCH, SAMPLES, make_runner
 
 ROOT = Path(__file__).parents[2]
 ITERS = SAMPLES // BATCH

@@ -12,29 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 from mmcv.cnn import ConvModule
-from mmengine.evaluator import BaseMetric
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
 from torch import _weights_only_unpickler, nn
 
-from tests.test_swap.cases import small
+from tests.helpers.backbones import small
+from tests.helpers.kill_in_save import runner_of
+from tests.helpers.toy import (BATCH, ToyData, ToyModel, Val, make_runner,
+                               predict)
+from tests.utils import WriteFile
 
-from .kill_in_save import runner_of
-from .toy import BATCH, ToyData, ToyModel, make_runner
-
-KILL_IN_SAVE = Path(__file__).with_name('kill_in_save.py')
+KILL_IN_SAVE = Path(__file__).parents[1] / 'helpers' / 'kill_in_save.py'
 SAFE = dict(checkpoint=dict(type='SafeCheckpointHook', interval=1))
-
-
-class WriteFile:
-    """Writes a file when it is unpickled as pickle does."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return exec, (f'open({self.path!r}, "w")', )
 
 
 @pytest.fixture(scope='module')
@@ -185,22 +175,6 @@ class Meta(Plain):
         super().__init__()
         self.act1 = ConvModule(
             4, 4, 1, act_cfg=dict(type='ACONC', num_channels=4))
-
-
-class Val(BaseMetric):
-    """A measure that needs no model output."""
-
-    default_prefix = 'toy'
-
-    def process(self, data_batch, data_samples):
-        self.results.append(1)
-
-    def compute_metrics(self, results):
-        return dict(score=len(results))
-
-
-def predict(self, inputs, labels, mode='loss'):
-    return [0] if mode == 'predict' else ToyModel.forward(self, inputs, labels)
 
 
 def weights_of(folder, model):

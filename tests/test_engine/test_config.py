@@ -1,14 +1,11 @@
-from argparse import ArgumentParser
-
 import pytest
 from mmengine.config import Config
 
-from mm_acon.cli import (add_config_options, add_run_options,
-                                   check_files, default_work_dir, load_config,
+from mm_acon.cli import (check_files, default_work_dir, load_config,
                                    prepare_config, use_activation)
+from tests.utils import FASTER_RCNN, options
 
 LOADERS = ('train_dataloader', )
-FASTER_RCNN = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 
 
 def config(**kwargs):
@@ -21,15 +18,6 @@ def config(**kwargs):
         train_cfg=dict(by_epoch=True, max_epochs=12))
     settings.update(kwargs)
     return Config(settings)
-
-
-def options(*arguments, run=False):
-    parser = ArgumentParser()
-    add_config_options(parser)
-    if run:
-        add_run_options(parser)
-        parser.add_argument('checkpoint')
-    return parser.parse_args([FASTER_RCNN, *map(str, arguments)])
 
 
 def test_prepare_config_of_a_tool_without_runs():

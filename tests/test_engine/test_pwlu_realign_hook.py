@@ -12,12 +12,12 @@ from mmengine.hooks import Hook
 from mm_acon import PWLU, PWLURealignHook
 from mm_acon.activations.pwlu import NO_PHASES, PHASE_1, PHASE_2
 from mm_acon.engine.pwlu_realign_hook import mean_iou, refuse_sharded
-
-from .toy import BATCH, SAMPLES, StopAt, ToyData, ToyModel, make_runner
+from tests.helpers.toy import (BATCH, SAMPLES, StopAt, ToyData, ToyModel,
+                               make_runner)
 
 ITERS = SAMPLES // BATCH
 HOOK = dict(type='PWLURealignHook', phase1_epochs=2)
-RUN_TOY = Path(__file__).with_name('run_toy.py')
+RUN_TOY = Path(__file__).parents[1] / 'helpers' / 'run_toy.py'
 
 
 @pytest.fixture(autouse=True)

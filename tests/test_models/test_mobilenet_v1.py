@@ -4,8 +4,7 @@ import torch
 from torch import nn
 
 from mm_acon import MetaACON, MobileNetV1, swap_activations
-
-from .utils import count
+from tests.helpers.counting import count
 
 # Width: parameters, MACs, parameters with meta-ACON; as the paper has them.
 WIDTHS = {

@@ -3,8 +3,7 @@ import torch
 from torch import nn
 
 from mm_acon import SENet154, swap_activations
-
-from .utils import count
+from tests.helpers.counting import count
 
 
 def test_published_counts():

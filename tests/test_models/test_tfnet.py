@@ -4,8 +4,7 @@ import torch
 
 from mm_acon import TFNet
 from mm_acon.models.tfnet import TFBlock
-
-from .utils import count
+from tests.helpers.counting import count
 
 # Size: parameters and MACs, and as the paper rounds them.
 SIZES = {

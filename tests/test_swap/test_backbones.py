@@ -7,10 +7,10 @@ from mmengine.runner.checkpoint import load_checkpoint, save_checkpoint
 
 from mm_acon import PWLU, LearnableActivation, swap_activations
 from mm_acon.swap.probe import probe
-
-from .cases import (BACKBONES, RightReLU, assert_same, build, images,
-                    outputs_and_gradients, pwlu_in_phase1, relu_backbone,
-                    with_activations)
+from tests.helpers.backbones import (BACKBONES, RightReLU, assert_same, build,
+                                     images, outputs_and_gradients,
+                                     pwlu_in_phase1, relu_backbone,
+                                     with_activations)
 
 EVERY = pytest.mark.parametrize('name', BACKBONES)
 

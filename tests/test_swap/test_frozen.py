@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from mm_acon import LearnableActivation, swap_activations
-
-from .cases import build, images, loss_of, run, small
+from tests.helpers.backbones import build, images, loss_of, run, small
 
 META_WITH_NORM = dict(type='MetaACON', norm_cfg=dict(type='BN'))
 FROZEN_RESNET_18 = dict(

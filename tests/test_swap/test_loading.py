@@ -9,8 +9,7 @@ from torch import nn
 
 from mm_acon import LearnableActivation, swap_activations
 from mm_acon.activations.acon import MAX_GAP
-
-from .cases import build, images, run, small
+from tests.helpers.backbones import build, images, run, small
 
 
 def saved(path, model, prefix=''):

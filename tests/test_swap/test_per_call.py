@@ -8,8 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mm_acon import ACONC, swap_activations
 from mm_acon.swap.per_call import ActivationPerCall
-
-from .cases import Block, assert_same, images, outputs_and_gradients
+from tests.helpers.backbones import (Block, assert_same, images,
+                                     outputs_and_gradients)
 
 
 class Times(nn.Module):

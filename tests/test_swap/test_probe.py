@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mm_acon.swap.probe import probe
-
-from .cases import Block, build
+from tests.helpers.backbones import Block, build
 
 
 class Toy(nn.Module):

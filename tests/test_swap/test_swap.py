@@ -12,8 +12,7 @@ from torch import nn
 from mm_acon import (ACONC, PWLU, LearnableActivation, MetaACON, SwapReport,
                      swap_activations)
 from mm_acon.swap.per_call import ActivationPerCall
-
-from .cases import SMALL, Block, build, images, small
+from tests.helpers.backbones import SMALL, Block, build, images, small
 
 ACON = dict(type='ACONC')
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from mm_acon import LearnableActivation, swap_activations
 from mm_acon.swap.per_call import ActivationPerCall
-
-from .cases import (BACKBONES, assert_same, build, images, loss_of,
-                    outputs_and_gradients, pwlu_in_phase1, run, small)
+from tests.helpers.backbones import (BACKBONES, assert_same, build, images,
+                                     loss_of, outputs_and_gradients,
+                                     pwlu_in_phase1, run, small)
 
 META = dict(type='MetaACON')
 META_WITH_NORM = dict(type='MetaACON', norm_cfg=dict(type='BN'))

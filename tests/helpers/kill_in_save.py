@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.test_engine.toy import make_runner  # noqa: E402
+from tests.helpers.toy import make_runner  # noqa: E402
 
 PHASES = dict(type='PWLURealignHook', phase1_epochs=1)
 

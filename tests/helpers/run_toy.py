@@ -13,7 +13,7 @@ from mmengine.model import is_model_wrapper
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from mm_acon.cli import use_ranks_without_gpu  # noqa: E402
-from tests.test_engine.toy import StopAt, make_runner  # noqa: E402
+from tests.helpers.toy import StopAt, make_runner  # noqa: E402
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser()
