@@ -16,6 +16,7 @@ if find_spec('mmengine') is None:
 from .activations import (ACONA, ACONB, ACONC, APL, PAU, PWLU, ACONFReLU,
                           FReLU, LearnableActivation, MetaACON)
 from .checkpoints import SafeCheckpointHook, allow_mmengine_checkpoints
+from .compat import adapt_mmengine
 from .engine import (ActivationOptimWrapperConstructor, ActivationVisHook,
                      ClassCountHook, PWLURealignHook, register_costs)
 from .models import MobileNetV1, SENet154, TFNet
@@ -31,5 +32,5 @@ __all__ = [
     'ClassCountHook', 'FReLU', 'LearnableActivation', 'MetaACON',
     'MobileNetV1', 'PAU', 'PWLU', 'PWLURealignHook', 'SENet154',
     'SafeCheckpointHook', 'SwapActivations', 'SwapReport', 'TFNet',
-    'swap_activations'
+    'adapt_mmengine', 'swap_activations'
 ]

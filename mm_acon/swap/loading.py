@@ -168,7 +168,8 @@ def _report(module: nn.Module, state_dict: dict, prefix: str) -> None:
         prefixes = prefixes_of(own, given)
         warnings.append(
             'Nothing of the checkpoint fits; ' +
-            (f'its keys begin with {prefixes[0]!r}'
+            (f'its keys begin with {prefixes[0]!r}, so write '
+             f'prefix={prefixes[0]!r} in init_cfg'
              if prefixes else f'it has {listed(given, 3)}'))
     print_log(
         '. '.join([message, *warnings]),

@@ -111,3 +111,9 @@ def make_runner(work_dir,
         log_level='INFO')
     arguments.update(kwargs)
     return Runner(**arguments)
+
+
+def weights_of(folder, model):
+    """The path of a file with the model's weights."""
+    torch.save(dict(state_dict=model.state_dict()), folder / 'weights.pth')
+    return str(folder / 'weights.pth')

@@ -1,15 +1,21 @@
 """What is said when a checkpoint is loaded, and checkpoints that travel."""
 import copy
 import logging
+import os
+import re
+from argparse import Namespace
+from contextlib import contextmanager
 
 import pytest
 import torch
+from mmengine.model import BaseModule
 from mmengine.runner.checkpoint import load_checkpoint, save_checkpoint
 from torch import nn
 
 from mm_acon import LearnableActivation, swap_activations
 from mm_acon.activations.acon import MAX_GAP
 from tests.helpers.backbones import build, images, run, small
+from tests.helpers.toy import weights_of
 
 
 def saved(path, model, prefix=''):
@@ -19,6 +25,16 @@ def saved(path, model, prefix=''):
     }
     save_checkpoint(dict(state_dict=state), str(path))
     return str(path)
+
+
+@contextmanager
+def chdir(folder):
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def loading_lines(log, level):
@@ -290,3 +306,139 @@ def test_relu_checkpoint_keeps_its_function_with_acon(log, tmp_path):
     assert 2e-4 < max(gaps) <= MAX_GAP / 1000 + 1e-6
     for y, wanted in zip(outputs, run(plain, images()), strict=True):
         assert (y - wanted).norm() < 1e-2 * wanted.norm()
+
+# Weights that init_cfg names.
+
+
+def pretrained(model, path, **kwargs):
+    model.init_cfg = dict(type='Pretrained', checkpoint=path, **kwargs)
+    model._is_init = False
+    model.init_weights()
+
+
+def test_pretrained_weights_of_another_backbone(tmp_path):
+    path = weights_of(tmp_path, small(depth=18))
+    with pytest.raises(
+            ValueError,
+            match=f'{path} does not fit ResNet: .* tensors have another shape'
+            ': size mismatch for layer1.0.conv1.weight'):
+        pretrained(small(dict(type='PWLU')), path)
+    # Of a plain backbone that is mmengine's warning, and of a classifier
+    # with another head as well.
+    pretrained(small(), path)
+
+    class Classifier(BaseModule):
+
+        def __init__(self, classes):
+            super().__init__()
+            self.backbone = small(dict(type='PWLU'))
+            self.head = nn.Linear(2, classes)
+
+    pretrained(Classifier(3), weights_of(tmp_path, Classifier(5)))
+
+
+def test_pretrained_weights_of_a_whole_model(tmp_path):
+    path = weights_of(tmp_path, nn.ModuleDict(dict(backbone=small())))
+    model = small(dict(type='PWLU'))
+    with pytest.raises(
+            ValueError,
+            match=f"Nothing in {path} fits ResNet; its keys begin with "
+            "'backbone.', so write prefix='backbone.' in init_cfg"):
+        pretrained(model, path)
+    pretrained(model, path, prefix='backbone.')
+
+
+def written(path, content):
+    torch.save(content, path)
+    return str(path)
+
+
+def same_weights(model, source):
+    own = model.state_dict()
+    return all(torch.equal(own[k], v) for k, v in source.state_dict().items())
+
+
+@pytest.mark.parametrize('layout', [
+    lambda w: dict(model=w, epoch=3),
+    lambda w: dict(teacher={f'backbone.{k}': v for k, v in w.items()}),
+    lambda w: dict(state_dict_ema=w, args=Namespace(lr=.1)),
+    lambda w: dict(model={f'module.{k}': v for k, v in w.items()}),
+])
+def test_weights_under_a_key_of_their_own(layout, tmp_path):
+    """mmengine looks at 'state_dict' and the top of the file only."""
+    source, model = small(), small(dict(type='PWLU'))
+    path = written(tmp_path / 'file.pth', layout(source.state_dict()))
+    pretrained(model, path)
+    assert same_weights(model, source)
+
+
+def test_two_sets_of_weights_under_keys_of_their_own(tmp_path):
+    """Nothing tells which is meant; what the message says can be done."""
+    source, model = small(), small(dict(type='PWLU'))
+    weights = source.state_dict()
+    path = written(tmp_path / 'file.pth',
+                   dict(student=small().state_dict(), teacher=weights))
+    with pytest.raises(ValueError, match='Nothing in') as error:
+        pretrained(model, path)
+    message = str(error.value)
+    assert message.startswith(
+        f'Nothing in {path} fits ResNet; it has such weights under student '
+        'and teacher: write those that are meant into a file of their own, ')
+    command = message.partition('of their own, ')[2]
+    with chdir(tmp_path):
+        exec(command, dict(torch=torch))
+    pretrained(model, str(tmp_path / 'weights.pth'))
+    assert same_weights(model, source)
+
+
+@pytest.mark.parametrize('prefix', [
+    'backbone.', 'module.backbone.', 'module.encoder_q.', 'a.b.c.'
+])
+def test_prefix_that_is_proposed_works(prefix, tmp_path):
+    """Also where mmengine takes 'module.' from what it hands on."""
+    source, model = small(), small(dict(type='PWLU'))
+    path = written(
+        tmp_path / 'file.pth',
+        dict(state_dict={
+            **{prefix + k: v for k, v in source.state_dict().items()},
+            'head.weight': torch.ones(2)
+        }))
+    with pytest.raises(ValueError, match='Nothing in') as error:
+        pretrained(model, path)
+    proposed = re.search("write prefix='(.*?)' in init_cfg",
+                         str(error.value))[1]
+    pretrained(model, path, prefix=proposed)
+    assert same_weights(model, source)
+
+
+def test_both_encoders_are_named(tmp_path):
+    weights = small().state_dict()
+    path = written(
+        tmp_path / 'moco.pth',
+        {f'encoder_{n}.{k}': v for n in 'qk' for k, v in weights.items()})
+    with pytest.raises(
+            ValueError,
+            match="its keys begin with 'encoder_q.' and 'encoder_k.', so "
+            "write prefix='encoder_q.'"):
+        pretrained(small(dict(type='PWLU')), path)
+
+
+def test_backbone_inside_a_backbone_reports_its_loading(log, tmp_path):
+    """BiSeNetV1 loads weights into a ResNet that it holds."""
+    inner = dict(type='mmseg.ResNet', depth=18)
+    path = saved(tmp_path / 'r18.pth', build(dict(inner)))
+    model = build(
+        dict(
+            type='SwapActivations',
+            backbone='mmseg.BiSeNetV1',
+            swap=dict(act_cfg=dict(type='MetaACON')),
+            backbone_cfg=dict(
+                inner, init_cfg=dict(type='Pretrained', checkpoint=path))))
+    model.init_weights()
+    line, = loading_lines(log, logging.WARNING)
+    assert line.startswith('ResNet: 0 of ')
+    assert 'MetaACON that it does not bring start fresh' in line
+    # Loaded as a whole, as from a detector's checkpoint, it is one report.
+    load_checkpoint(model, saved(tmp_path / 'whole.pth', model))
+    line, = loading_lines(log, logging.INFO)
+    assert line.startswith('BiSeNetV1: ')

@@ -1,23 +1,14 @@
 import pytest
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 
+from mm_acon import ClassCountHook
 from mm_acon.cli import (check_files, default_work_dir, load_config,
-                                   prepare_config, use_activation)
+                         prepare_config, use_checks)
+from tests.helpers.configs import config
 from tests.utils import FASTER_RCNN, options
 
 LOADERS = ('train_dataloader', )
-
-
-def config(**kwargs):
-    settings = dict(
-        model=dict(
-            type='FCOS',
-            backbone=dict(type='ResNet', depth=50, act_cfg=dict(type='A')),
-            neck=dict(type='FPN')),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        train_cfg=dict(by_epoch=True, max_epochs=12))
-    settings.update(kwargs)
-    return Config(settings)
 
 
 def test_prepare_config_of_a_tool_without_runs():
@@ -66,71 +57,6 @@ def test_load_config_that_is_not_there(tmp_path):
         load_config(str(tmp_path / 'nothing.py'))
 
 
-def test_use_activation_wraps_the_backbone_as_it_is():
-    cfg = config()
-    use_activation(cfg, 'MetaACON', r'\.conv2$')
-    backbone = cfg.model.backbone
-    assert backbone.type == 'SwapActivations'
-    assert backbone.backbone == dict(
-        type='ResNet', depth=50, act_cfg=dict(type='A'))
-    assert backbone.swap == dict(
-        act_cfg=dict(type='MetaACON'), include=r'\.conv2$')
-    assert cfg.model.neck == dict(type='FPN')
-    assert cfg.optim_wrapper.constructor == 'ActivationOptimWrapperConstructor'
-    assert 'custom_hooks' not in cfg
-
-
-def test_use_activation_keeps_the_users_constructor_and_hooks():
-    cfg = config(
-        optim_wrapper=dict(constructor='Mine'),
-        custom_hooks=[dict(type='EMAHook')])
-    use_activation(cfg, 'PWLU')
-    assert cfg.optim_wrapper.constructor == 'Mine'
-    assert [hook.type for hook in cfg.custom_hooks
-            ] == ['EMAHook', 'PWLURealignHook']
-
-
-@pytest.mark.parametrize('train_cfg, phase1', (
-    (dict(max_epochs=12), dict(phase1_epochs=1)),
-    (dict(max_epochs=36), dict(phase1_epochs=2)),
-    (dict(max_epochs=100), dict(phase1_epochs=5)),
-    (dict(max_epochs=300), dict(phase1_epochs=5)),
-    (dict(max_iters=80000), dict(phase1_iters=4000)),
-))
-def test_length_of_phase1(train_cfg, phase1):
-    cfg = config(train_cfg=train_cfg)
-    use_activation(cfg, 'PWLU')
-    assert cfg.custom_hooks[-1] == dict(type='PWLURealignHook', **phase1)
-
-
-def test_a_hook_of_the_users_own_stays():
-    cfg = config(custom_hooks=[dict(type='PWLURealignHook', phase1_iters=7)])
-    use_activation(cfg, 'PWLU')
-    assert len(cfg.custom_hooks) == 1
-
-
-def test_use_activation_finds_nested_backbones():
-    cfg = config(
-        model=dict(
-            type='SoftTeacher',
-            detector=dict(type='FasterRCNN', backbone=dict(type='ResNet'))))
-    use_activation(cfg, 'PWLU')
-    assert cfg.model.detector.backbone.backbone.type == 'ResNet'
-
-
-def test_use_activation_without_a_backbone():
-    with pytest.raises(ValueError, match='needs a model with a backbone'):
-        use_activation(config(model=dict(type='GAN')), 'PWLU')
-
-
-def test_use_activation_twice():
-    cfg = config()
-    use_activation(cfg, 'PWLU')
-    with pytest.raises(
-            ValueError, match='model.backbone.swap.act_cfg.type=PWLU inst'):
-        use_activation(cfg, 'PWLU')
-
-
 def test_missing_data_names_folder_key_and_demo(tmp_path):
     cfg = config(
         train_dataloader=dict(
@@ -166,3 +92,69 @@ def test_default_work_dir():
     assert default_work_dir(FASTER_RCNN, 'PWLU', 'demo') == (
         'work_dirs/faster-rcnn_r50_fpn_1x_coco-PWLU-demo')
     assert default_work_dir('a/b.py', None, None) == 'work_dirs/b'
+
+
+@pytest.mark.parametrize('given, names', (
+    (None, ['mm_acon']),
+    (dict(), ['mm_acon']),
+    (dict(imports=None), ['mm_acon']),
+    (dict(imports=[]), ['mm_acon']),
+    (dict(imports='json'), ['json', 'mm_acon']),
+    (dict(imports=('json', 'math')), ['json', 'math', 'mm_acon']),
+    (dict(imports=['mm_acon', 'json']), ['mm_acon', 'json']),
+    (dict(imports='mm_acon'), ['mm_acon']),
+))
+def test_custom_imports_of_every_form(given, names):
+    """All of which mmengine takes."""
+    cfg = config(custom_imports=given)
+    use_checks(cfg)
+    assert cfg.custom_imports.imports == names
+    assert cfg.custom_imports.allow_failed_imports is False
+    # As Runner writes it into the work dir, and others read it.
+    again = Config.fromstring(cfg.pretty_text, '.py')
+    assert again.custom_imports.imports == names
+
+
+def test_failed_imports_stay_allowed():
+    cfg = config(
+        custom_imports=dict(imports='json', allow_failed_imports=True))
+    use_checks(cfg)
+    assert cfg.custom_imports.allow_failed_imports is True
+
+
+def test_checks_know_hooks_by_their_class():
+    """As in pure-Python configs, where default_hooks need not be there."""
+    cfg = config(
+        default_hooks=dict(checkpoint=dict(type=CheckpointHook, interval=3)),
+        custom_hooks=[dict(type=ClassCountHook)])
+    use_checks(cfg)
+    assert cfg.default_hooks.checkpoint == dict(
+        type='SafeCheckpointHook', interval=3)
+    assert cfg.custom_hooks.count(dict(type=ClassCountHook)) == 1
+    assert 'ClassCountHook' not in [hook.type for hook in cfg.custom_hooks]
+
+
+@pytest.mark.parametrize('hook', (
+    None, dict(type='MyCheckpointHook', interval=7)))
+def test_a_checkpoint_hook_of_the_users_own_stays(hook):
+    cfg = config(default_hooks=dict(checkpoint=hook))
+    use_checks(cfg)
+    assert cfg.default_hooks.checkpoint == hook
+
+
+def test_options_of_a_swap():
+    cfg = prepare_config(
+        options('--act', 'PWLU', '--act-include', 'conv', '--act-exclude',
+                'conv1', '--act-replace', 'SiLU', 'ReLU'))
+    assert cfg.model.backbone.swap == dict(
+        act_cfg=dict(type='PWLU'),
+        include='conv',
+        exclude='conv1',
+        replace=['SiLU', 'ReLU'])
+
+
+def test_weights_that_a_model_names_for_its_backbone(tmp_path):
+    """mmseg's model.pretrained."""
+    cfg = config(model=dict(type='A', pretrained=str(tmp_path / 'r.pth')))
+    with pytest.raises(FileNotFoundError, match='r.pth'):
+        check_files(cfg, LOADERS)
