@@ -9,7 +9,8 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mm_acon import (ACONC, PWLU, LearnableActivation, MetaACON, SwapReport,
+from mm_acon import (ACONC, PWLU, LearnableActivation, MetaACON,
+                     SwapActivations, SwapReport,
                      swap_activations)
 from mm_acon.swap.per_call import ActivationPerCall
 from tests.helpers.backbones import SMALL, Block, build, images, small
