@@ -159,7 +159,8 @@ def written(make, folder):
         cfg = make(folder / 'data')
         cfg.dump(folder / 'config.py')
         kill = load_config(str(folder / 'config.py'))
-        kill.custom_hooks.append(dict(type='StopAt', iteration=2, kill=True))
+        kill.custom_hooks.append(dict(
+                type='tests.helpers.toy.StopAt', iteration=2, kill=True))
         kill.dump(folder / 'killed.py')
         return folder
     cfg = load_config('mmpretrain::resnet/resnet18_8xb32_in1k.py')
