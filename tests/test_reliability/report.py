@@ -30,10 +30,10 @@ written by `SafeCheckpointHook` with `max_keep_ckpts=1`.
   gradient checkpointing runs the forward pass twice.
 - EMA realigned: bounds, points and phase of the copy equal those of the model.
 - resumed = straight: parameters on all ranks, and model, EMA copy and
-  optimizer in the last checkpoint, to the last bit. The cells of ReLU show that
-  the Runner itself is exact. With four processes it is not, ReLU included: DDP
-  regroups gradients after the first step, and gloo sums them in another order.
-  Those cells sum in the order of the ranks.
+  optimizer in the last checkpoint, to the last bit. The cells of ReLU show
+  that the Runner itself is exact. With four processes it is not, ReLU
+  included: DDP regroups gradients after the first step, and gloo sums them in
+  another order. Those cells sum in the order of the ranks.
 - bfloat16 is `torch.autocast`, the outputs of convolutions in bfloat16.
 - SyncBN: a model of SyncBN that the Runner reverts (one process), or one that
   is converted and reverted (several); SyncBN itself needs a GPU.
