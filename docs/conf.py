@@ -13,10 +13,14 @@ release = version = mm_acon.__version__
 
 root_doc = 'docs/index'
 include_patterns = [
-    'README.md', 'CHANGELOG.md', 'configs/README.md', 'docs/**.md'
+    'README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'configs/README.md',
+    'docs/**.md', 'mm_acon/ops/csrc/README.md'
 ]
 # Folders that need not be walked through.
-exclude_patterns = ['.*', 'build', 'data', 'mm_acon', 'tests', 'work_dirs']
+exclude_patterns = [
+    '.*', 'build', 'data', 'mm_acon/.mim', 'tests',
+    'work_dirs'
+]
 
 extensions = [
     'myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.mathjax',

@@ -9,6 +9,7 @@ from mmengine.logging import MMLogger
 
 from mm_acon import PWLU
 from mm_acon.ops.extension import DEVICES
+from tests.helpers.counting import MACS, PARAMETERS
 
 for library in ('mmdet', 'mmpretrain'):
     pytest.importorskip(f'{library}.models')
@@ -30,25 +31,34 @@ def test_every_row_is_as_known(rows):
 
 # By hand for ResNet-18: a site of C channels adds 2 C + (C h + h) + (h C + C),
 # h = max(16, C // 16), which is 2256, 4496, 8976 and 34336, four times each.
-EXACT = {
-    ('ResNet-18', 'ReLU', 'parameters'): 11_679_912,
-    ('ResNet-18', 'meta-ACON', 'parameters'):
-    11_679_912 + 4 * (2256 + 4496 + 8976 + 34336),
-    ('ResNet-50', 'ReLU', 'parameters'): 25_503_912,
-    ('ResNet-50', 'meta-ACON', 'parameters'): 25_685_528,
-    ('ResNet-101', 'ReLU', 'parameters'): 44_443_816,
-    ('ResNet-101', 'meta-ACON', 'parameters'): 44_778_024,
-    ('ResNet-152', 'ReLU', 'parameters'): 60_041_384,
-    ('ResNet-152', 'meta-ACON', 'parameters'): 60_510_264,
-    ('ResNet-50', 'ReLU', 'MACs'): 3_857_973_248,
-    ('MobileNetV1 0.25', 'meta-ACON', 'parameters'): 560_792,
-    ('MobileNetV1 0.75', 'meta-ACON', 'parameters'): 3_078_232,
-    ('MobileNetV2 1.0', 'meta-ACON', 'parameters'): 4_874_264,
-    ('MobileNetV2 1.0, r=8', 'meta-ACON', 'parameters'): 6_185_608,
-    ('TFNet 0.5', 'ACON-FReLU', 'parameters'): 1_321_224,
-    ('TFNet 2.0', 'ACON-FReLU', 'parameters'): 3_842_664,
-    ('TFNet 2.0', 'ACON-FReLU', 'MACs'): 473_656_832,
+def test_resnet18_by_hand():
+    assert PARAMETERS['resnet18_metaacon'] - PARAMETERS['resnet18_relu'] == (
+        4 * (2256 + 4496 + 8976 + 34336))
+
+
+# Network and activation in the tool's tables, and the same by its config.
+NAMES = {
+    ('ResNet-18', 'ReLU'): 'resnet18_relu',
+    ('ResNet-18', 'meta-ACON'): 'resnet18_metaacon',
+    ('ResNet-50', 'ReLU'): 'resnet50_relu',
+    ('ResNet-50', 'meta-ACON'): 'resnet50_metaacon',
+    ('ResNet-101', 'ReLU'): 'resnet101_relu',
+    ('ResNet-101', 'meta-ACON'): 'resnet101_metaacon',
+    ('ResNet-152', 'ReLU'): 'resnet152_relu',
+    ('ResNet-152', 'meta-ACON'): 'resnet152_metaacon',
+    ('MobileNetV1 0.25', 'meta-ACON'): 'mobilenetv1_0.25_metaacon',
+    ('MobileNetV1 0.75', 'meta-ACON'): 'mobilenetv1_0.75_metaacon',
+    ('MobileNetV2 1.0', 'meta-ACON'): 'mobilenetv2_1.0_metaacon',
+    ('MobileNetV2 1.0, r=8', 'meta-ACON'): 'mobilenetv2_1.0_metaacon_r8',
+    ('TFNet 0.5', 'ACON-FReLU'): 'tfnet_0.5',
+    ('TFNet 2.0', 'ACON-FReLU'): 'tfnet_2.0',
 }
+EXACT = {(*key, 'parameters'): PARAMETERS[name]
+         for key, name in NAMES.items()}
+EXACT.update({
+    (*key, 'MACs'): MACS[NAMES[key]]
+    for key in (('ResNet-50', 'ReLU'), ('TFNet 2.0', 'ACON-FReLU'))
+})
 
 
 @pytest.mark.parametrize('key', EXACT, ids='-'.join)

@@ -14,6 +14,8 @@ What is done with a fenced block depends on its language:
   page would make.
 - ``console`` is run: the lines below a command must be in its output, in
   that order.
+- ``cpp`` and ``diff``, and ``python`` that is a file of the repository, are
+  tried by test_contributing.py.
 - ``text``, and what names no language, is not looked at; ``{...}`` is
   Sphinx's. Other languages are an error.
 
@@ -27,7 +29,6 @@ import shlex
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Iterator, List, Optional
@@ -43,69 +44,53 @@ from torch import nn
 from mm_acon import LearnableActivation, MetaACON, ops
 from mm_acon.cli import load_config
 from mm_acon.swap.config import use_activation
+from tests.helpers.pages import ROOT, Block, read_blocks
 from tests.utils import EXPORTS
 
-MarkdownIt = pytest.importorskip('markdown_it').MarkdownIt
 tomllib = pytest.importorskip('tomllib')
 for library in ('mmdet', 'mmseg', 'mmpretrain'):
     pytest.importorskip(library)
 
-ROOT = Path(__file__).parents[1]
 PAGES = [
-    ROOT / 'README.md', ROOT / 'configs/README.md',
-    *sorted((ROOT / 'docs').rglob('*.md'))
+    ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'configs/README.md',
+    ROOT / 'mm_acon/ops/csrc/README.md', *sorted((ROOT / 'docs').rglob('*.md'))
 ]
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block; ``line`` is that of its fence."""
-    page: str
-    line: int
-    language: str
-    text: str
-
-    def __str__(self) -> str:
-        return f'{self.page}:{self.line}'
-
-    @property
-    def is_config(self) -> bool:
-        """Whether it is assignments of plain values and nothing else."""
-        known = {'dict', 'list', 'tuple'}
-        for statement in ast.parse(self.text).body:
-            if not isinstance(statement, ast.Assign):
-                return False
-            if any(node.id not in known for node in ast.walk(statement.value)
-                   if isinstance(node, ast.Name)):
-                return False
-            known.update(target.id for target in statement.targets)
-        return True
-
-    @property
-    def file_name(self) -> Optional[str]:
-        """The name in a first line such as ``# my_config.py: RetinaNet``."""
-        found = re.match(r'# (\w+\.py)', self.text)
-        return found and found.group(1)
+# Which only one stack has.
+FORMATTERS = ('isort', 'yapf')
 
 
-def read_blocks() -> Iterator[Block]:
-    for page in PAGES:
-        for token in MarkdownIt().parse(page.read_text()):
-            if token.type == 'fence':
-                yield Block(
-                    str(page.relative_to(ROOT)), token.map[0] + 1,
-                    token.info.strip(), token.content)
+def is_config(block: Block) -> bool:
+    """Whether it is assignments of plain values and nothing else."""
+    known = {'dict', 'list', 'tuple'}
+    for statement in ast.parse(block.text).body:
+        if not isinstance(statement, ast.Assign):
+            return False
+        if any(node.id not in known for node in ast.walk(statement.value)
+               if isinstance(node, ast.Name)):
+            return False
+        known.update(target.id for target in statement.targets)
+    return True
 
 
-BLOCKS = list(read_blocks())
+def file_name(block: Block) -> Optional[str]:
+    """The name in a first line such as ``# my_config.py: RetinaNet``."""
+    found = re.match(r'# (\w+\.py)', block.text)
+    return found and found.group(1)
+
+
+BLOCKS = list(read_blocks(*PAGES))
 
 
 def in_language(name: str) -> List[Block]:
     return [block for block in BLOCKS if block.language == name]
 
 
-CONFIGS = [block for block in in_language('python') if block.is_config]
-SCRIPTS = [block for block in in_language('python') if not block.is_config]
+# A file of the repository is not run by itself; see test_contributing.py.
+PYTHON = [block for block in in_language('python') if not block.path]
+CONFIGS = [block for block in PYTHON if is_config(block)]
+SCRIPTS = [block for block in PYTHON if not is_config(block)]
 FORMULAS = [block for block in SCRIPTS if block.page == 'README.md']
 
 
@@ -136,7 +121,7 @@ def test_pages_build_without_warnings(tmp_path):
 
 def test_languages_are_known():
     for block in BLOCKS:
-        known = ('python', 'bash', 'console', 'text', '')
+        known = ('python', 'bash', 'console', 'cpp', 'diff', 'text', '')
         assert block.language in known or block.language.startswith(
             '{'), f'{block} is in {block.language!r}'
 
@@ -281,8 +266,8 @@ def check_tool(tool: str, arguments: List[str], page: str) -> None:
         raise AssertionError(f'{tool} does not take {arguments}') from None
     name = getattr(args, 'config', None)
     own = [block for block in CONFIGS if block.page == page]
-    if not name or is_placeholder(name) or any(block.file_name == name
-                                               for block in own):
+    if not name or is_placeholder(name) or any(
+            file_name(block) == name for block in own):
         return
     cfg = load_config(str(ROOT / name) if '::' not in name else name)
     act, options = getattr(args, 'act', None), args.cfg_options or {}
@@ -356,7 +341,8 @@ def check_command(words: List[str], page: str, folder: Path) -> None:
         check_tool('tools/train.py',
                    ['configs/retinanet_r50_metaacon.py', *words], page)
     elif program == 'python' and arguments[0] == '-m':
-        assert find_spec(arguments[1]), f'there is no module {arguments[1]}'
+        assert arguments[1] in FORMATTERS or find_spec(
+            arguments[1]), f'there is no module {arguments[1]}'
     elif program == 'python':
         check_tool(arguments[0], arguments[1:], page)
     elif program == 'bash':
@@ -364,7 +350,8 @@ def check_command(words: List[str], page: str, folder: Path) -> None:
     elif program == 'pip':
         check_pip(arguments)
     else:
-        assert program in ('cp', 'source'), f'{program} is not looked at'
+        assert program in ('cp', 'find',
+                           'source'), f'{program} is not looked at'
 
 
 @pytest.mark.parametrize('block', in_language('bash'), ids=str)
@@ -422,6 +409,16 @@ def test_wrong_command_is_found(command, reason, tmp_path):
 def test_wrong_config_is_found(text, reason):
     with pytest.raises((AssertionError, TypeError), match=reason):
         check_config(text)
+
+
+def test_lines_of_the_design_are_short():
+    """So that a change of one sentence is a change of a line or two."""
+    pages = [ROOT / 'docs/design.md', *(ROOT / 'docs/design').glob('*.md')]
+    assert len(pages) > 6
+    for page in pages:
+        long = [line for line in page.read_text().splitlines()
+                if len(line) > 100]
+        assert not long, f'{page.name}: {long}'
 
 
 def squeeze(text: str) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.counting import PARAMETERS
+
 ROOT = Path(__file__).parents[1]
 RESNET_18 = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
 FASTER_RCNN = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
@@ -99,7 +101,8 @@ TINY = ('--rounds', '1', '--warmup', '0', '--threads', '1', '--json',
       }),
     ((RETINANET, ), {
         'ReLU': (0, 0),
-        'MetaACON': (16, 181_616)
+        'MetaACON': (16, PARAMETERS['resnet50_metaacon'] -
+                     PARAMETERS['resnet50_relu'])
     }),
 ))
 def test_benchmark_of_models(tmp_path, arguments, added):

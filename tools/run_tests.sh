@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the environment if need be, then runs the test suite.
+# Makes the environment if need be, then runs the linters and the test suite.
 # Usage: bash tools/run_tests.sh [--stack NAME] [--full] [pytest arguments]
 #   --stack onedl   with that set of packages (tools/setup_env.sh)
 #   --full          also what takes minutes; writes docs/reliability.md, or
@@ -23,7 +23,10 @@ bash tools/setup_env.sh --stack "$stack"
 [ "$stack" = openmmlab ] || suffix=-$stack
 python=.venv$suffix/bin/python
 [ -z "$full" ] || export MM_ACON_REPORT=$PWD/docs/reliability$suffix.md
-"$python" -m ruff check .
+# The formatters are pinned for one stack.
+if [ "$stack" = openmmlab ]; then
+  PATH=$PWD/.venv/bin:$PATH bash tools/dev/lint.sh
+fi
 # One process per core with one thread each, which nproc would take for one core;
 # a test file stays in one process.
 cores=$(nproc)

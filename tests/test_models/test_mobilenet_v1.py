@@ -4,25 +4,26 @@ import torch
 from torch import nn
 
 from mm_acon import MetaACON, MobileNetV1, swap_activations
-from tests.helpers.counting import count
+from tests.helpers.counting import MACS, PARAMETERS, count
 
-# Width: parameters, MACs, parameters with meta-ACON; as the paper has them.
-WIDTHS = {
-    0.25: (464_600, 41_030_272, 560_792, ('0.5', '41', '0.6')),
-    0.75: (2_569_144, 325_400_448, 3_078_232, ('2.6', '325', '3.1')),
-}
+# Width: millions of parameters, of MACs, and of parameters with meta-ACON, as
+# the paper has them.
+WIDTHS = {0.25: ('0.5', '41', '0.6'), 0.75: ('2.6', '325', '3.1')}
 
 
 @pytest.mark.parametrize('width', WIDTHS)
 def test_the_papers_counts(width):
-    base, macs, total, printed = WIDTHS[width]
-    assert count(MobileNetV1, widen_factor=width) == (base, macs)
+    base, macs = count(MobileNetV1, widen_factor=width)
+    name = f'mobilenetv1_{width}'
+    assert base == PARAMETERS[f'{name}_relu']
+    assert macs == MACS[f'{name}_relu']
     model = MobileNetV1(width)
     report = swap_activations(model, dict(type='MetaACON'))
     assert len(report.replaced) == len(report.rows) == 27
-    assert base + sum(row.parameters for row in report.rows) == total
+    total = base + sum(row.parameters for row in report.rows)
+    assert total == PARAMETERS[f'{name}_metaacon']
     assert (f'{base / 1e6:.1f}', f'{macs / 1e6:.0f}',
-            f'{total / 1e6:.1f}') == printed
+            f'{total / 1e6:.1f}') == WIDTHS[width]
 
 
 def test_act_cfg():

@@ -4,23 +4,20 @@ import torch
 
 from mm_acon import TFNet
 from mm_acon.models.tfnet import TFBlock
-from tests.helpers.counting import count
+from tests.helpers.counting import MACS, PARAMETERS, count
 
-# Size: parameters and MACs, and as the paper rounds them.
-SIZES = {
-    0.5: (1_321_224, 42_450_560, '1.3', '42'),
-    1.0: (1_884_968, 134_805_760, '1.9', '135'),
-    1.5: (2_725_448, 278_541_184, '2.7', '279'),
-    2.0: (3_842_664, 473_656_832, '3.8', '474'),
-}
+# Size: millions of parameters and of MACs, as the paper rounds them. It prints
+# 43 for the smallest, 42.45.
+SIZES = {0.5: ('1.3', '42'), 1.0: ('1.9', '135'), 1.5: ('2.7', '279'),
+         2.0: ('3.8', '474')}  # yapf: disable
 
 
 @pytest.mark.parametrize('size', SIZES)
 def test_the_papers_counts(size):
     parameters, macs = count(TFNet, widen_factor=size)
-    millions, mega = f'{parameters / 1e6:.1f}', f'{macs / 1e6:.0f}'
-    # The paper prints 43M for the smallest, 42.45M.
-    assert (parameters, macs, millions, mega) == SIZES[size]
+    name = f'tfnet_{size}'
+    assert (parameters, macs) == (PARAMETERS[name], MACS[name])
+    assert (f'{parameters / 1e6:.1f}', f'{macs / 1e6:.0f}') == SIZES[size]
 
 
 @pytest.mark.parametrize('stride', [1, 2])

@@ -302,35 +302,3 @@ def test_continuous(x, p1, p2, beta, device):
         abs(GREATEST * a + LEAST * b) for a, b in ((p1, p2), (p2, p1)))
     rise = acon(x + h, *parameters) - acon(x - h, *parameters)
     assert rise.abs().max() <= steepest * 2 * h + 1e-12
-
-
-@hypothetical
-@given(
-    x=some_x,
-    rows=st.lists(st.tuples(slope, slope, beta), min_size=3, max_size=3))
-def test_permuted_channels(x, rows, device):
-    x = torch.tensor(x, device=device).double()[:, None].repeat(1, 3)
-    parameters = torch.tensor(rows, device=device).double().unbind(1)
-    order = torch.tensor([2, 0, 1], device=device)
-    y, grads = run(acon, x, *parameters)
-    moved_y, moved = run(acon, x[:, order], *(p[order] for p in parameters))
-    torch.testing.assert_close(moved_y, y[:, order])
-    for result, true in zip(moved[1:], grads[1:]):
-        torch.testing.assert_close(result, true[order])
-
-
-@hypothetical
-@given(x=some_x, p1=slope, p2=slope, beta=beta, cut=st.integers(0, 8))
-def test_split_batch(x, p1, p2, beta, cut, device):
-    """Two half batches give the gradients of the whole, summed."""
-    x = torch.tensor(x, device=device).double()[:, None]
-    parameters = one(device, p1, p2, beta)
-    y, whole = run(acon, x, *parameters)
-    parts = [run(acon, part, *parameters) for part in (x[:cut], x[cut:])]
-    torch.testing.assert_close(torch.cat([part[0] for part in parts]), y)
-    for name in range(1, 4):
-        torch.testing.assert_close(
-            sum(part[1][name] for part in parts),
-            whole[name],
-            rtol=1e-9,
-            atol=1e-9)

@@ -360,36 +360,3 @@ def test_linear_in_values_and_slopes(drawn, x, factor, device):
     scaled = pwlu(x, factor * points, left, right, factor * left_slope,
                   factor * right_slope)
     torch.testing.assert_close(scaled, factor * y, rtol=1e-9, atol=1e-9)
-
-
-@hypothetical
-@given(drawn=st.lists(units, min_size=3, max_size=3), x=some_x)
-def test_permuted_channels(drawn, x, device):
-    parameters = [
-        torch.cat(rows)
-        for rows in zip(*(tensors(one, device) for one in drawn))
-    ]
-    x = torch.tensor(x, device=device).double()[:, None].expand(-1, 3)
-    order = torch.tensor([2, 0, 1], device=device)
-    y, grads = run(pwlu, x, *parameters)
-    moved_y, moved = run(pwlu, x[:, order], *(p[order] for p in parameters))
-    assert torch.equal(moved_y, y[:, order])
-    for result, true in zip(moved[1:], grads[1:]):
-        torch.testing.assert_close(result, true[order])
-
-
-@hypothetical
-@given(drawn=units, x=some_x, cut=st.integers(0, 8))
-def test_split_batch(drawn, x, cut, device):
-    """Two half batches give the gradients of the whole, summed."""
-    parameters = tensors(drawn, device)
-    x = torch.tensor(x, device=device).double()[:, None]
-    y, whole = run(pwlu, x, *parameters)
-    parts = [run(pwlu, part, *parameters) for part in (x[:cut], x[cut:])]
-    assert torch.equal(torch.cat([part[0] for part in parts]), y)
-    for name in range(1, 6):
-        torch.testing.assert_close(
-            sum(part[1][name] for part in parts),
-            whole[name],
-            rtol=1e-9,
-            atol=1e-9)

@@ -2,7 +2,7 @@
 import re
 from typing import Dict, List
 
-from .cells import NONE, YES
+from .cells import NONE, OUTCOMES, YES
 
 Row = Dict[str, object]
 
@@ -19,7 +19,7 @@ tests      {counts}
 
 MATRIX = """## Training runs
 
-Each row is a ResNet-18 with an eighth of its width on images of 32 pixels, 12
+Each cell is a ResNet-18 with an eighth of its width on images of 32 pixels, 12
 steps in 3 epochs, trained with MMEngine's Runner three times: straight; again,
 with SIGKILL to one rank at a moment drawn by lot; and resumed from what that
 left. PWLU is realigned at step 5, in the middle of an epoch. Checkpoints are
@@ -30,10 +30,10 @@ written by `SafeCheckpointHook` with `max_keep_ckpts=1`.
   gradient checkpointing runs the forward pass twice.
 - EMA realigned: bounds, points and phase of the copy equal those of the model.
 - resumed = straight: parameters on all ranks, and model, EMA copy and
-  optimizer in the last checkpoint, to the last bit. The rows of ReLU show that
-  the Runner itself is exact. With four processes it is not, ReLU included: DDP
-  regroups gradients after the first step, and gloo sums them in another order.
-  Those rows sum in the order of the ranks.
+  optimizer in the last checkpoint, to the last bit. The cells of ReLU show
+  that the Runner itself is exact. With four processes it is not, ReLU
+  included: DDP regroups gradients after the first step, and gloo sums them in
+  another order. Those cells sum in the order of the ranks.
 - bfloat16 is `torch.autocast`, the outputs of convolutions in bfloat16.
 - SyncBN: a model of SyncBN that the Runner reverts (one process), or one that
   is converted and reverted (several); SyncBN itself needs a GPU.
@@ -41,6 +41,9 @@ written by `SafeCheckpointHook` with `max_keep_ckpts=1`.
   stem and the first stage, three of five activations swapped. Left out,
   because each process compiles by itself for seconds: four processes, and
   both backends everywhere.
+
+All cells of an option are one row: how many of them are as they should be, of
+those where it can be said.
 
 {table}
 """
@@ -65,7 +68,27 @@ def cell(value: object) -> str:
     return text[:160].replace('|', '\\|')
 
 
-def figures(matrix: List[Row], answers: List[Row]) -> List[Row]:
+def is_bad(row: Row) -> bool:
+    return any(row[outcome] not in (YES, NONE) for outcome in OUTCOMES)
+
+
+def by_option(matrix: List[Row]) -> List[Row]:
+    """The cells of each option added up."""
+    rows = []
+    for option in dict.fromkeys(row['option'] for row in matrix):
+        cells = [row for row in matrix if row['option'] == option]
+        row = {'option': option}
+        for axis in ('activation', 'processes', 'precision'):
+            row[axis] = ', '.join(sorted({str(cell[axis]) for cell in cells}))
+        for outcome in OUTCOMES:
+            said = [cell[outcome] for cell in cells if cell[outcome] != NONE]
+            row[outcome] = (
+                f'{said.count(YES)} of {len(said)}' if said else NONE)
+        rows.append(row)
+    return rows
+
+
+def figures(matrix: List[Row]) -> List[Row]:
     kills = [row for row in matrix if row['killed'] != NONE]
     survived = [row for row in kills if row['resumed = straight'] == YES]
     several = [row for row in matrix if row['processes'] > 1]
@@ -85,33 +108,27 @@ def figures(matrix: List[Row], answers: List[Row]) -> List[Row]:
                 [row for row in several if row['ranks equal'] == YES],
                 several))),
     }
-    if answers:
-        found['bad inputs answered with an error'] = sum(
-            row['inputs'] for row in answers)
     return [{'what': key, 'figure': value} for key, value in found.items()]
 
 
 def markdown(date: str, versions: str, counts: str, failed: List[str],
-             matrix: List[Row], long_runs: List[Row],
-             answers: List[Row]) -> str:
+             matrix: List[Row], long_runs: List[Row]) -> str:
+    # Workers report in any order.
+    matrix = sorted(matrix, key=lambda row: list(map(str, row.values()))[:4])
     parts = [HEAD.format(date=date, versions=versions, counts=counts)]
     if failed:
-        parts += ['## Failed\n', '\n'.join(f'- `{test}`' for test in failed)]
+        parts += ['## Failed\n', *(f'- `{test}`' for test in sorted(failed))]
         parts.append('')
-    parts += ['## Figures\n', table(figures(matrix, answers)), '']
-    parts.append(MATRIX.format(table=table(matrix)))
+    bad = [row for row in matrix if is_bad(row)]
+    if bad:
+        parts += ['## Training runs that failed\n', table(bad), '']
+    parts += ['## Figures\n', table(figures(matrix)), '']
+    parts.append(MATRIX.format(table=table(by_option(matrix))))
     if long_runs:
         parts += [
             '## Long run\n', 'A small RetinaNet on drawn shapes with PWLU, '
             'realigned after a twentieth of the\nsteps; what PWLU learns has '
             'ten times the learning rate of the rest.\n',
-            table(long_runs), ''
-        ]
-    if answers:
-        parts += [
-            '## Bad input\n',
-            'Errors that tests provoked, with the last message of each '
-            'test.\n',
-            table(answers), ''
+            table(sorted(long_runs, key=lambda row: row['steps'])), ''
         ]
     return '\n'.join(parts)

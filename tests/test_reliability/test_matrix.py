@@ -1,11 +1,8 @@
 """Training runs with the real Runner, straight, and killed and resumed."""
 import pytest
 
-from .cells import (ALL, NONE, OPTIONS, PRECISIONS, PROCESSES, SOME,
+from .cells import (ALL, NONE, OPTIONS, OUTCOMES, PRECISIONS, PROCESSES, SOME,
                     YES, run_cell)
-
-OUTCOMES = ('trains', 'ranks equal', 'counted once', 'EMA realigned',
-            'resumed = straight')
 
 CELLS = [
     pytest.param(

@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 from .cells import Cell, Kill
-from .report import cell, figures, markdown
+from .report import by_option, cell, figures, markdown
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,30 +29,53 @@ BAD = {
 }
 
 
+def report(*matrix, failed=()):
+    return markdown('2030-01-01', 'torch 2', '3 passed, 1 failed', failed,
+                    matrix, [])
+
+
 def test_failures_are_in_the_report():
-    text = markdown('2030-01-01', 'torch 2', '3 passed, 1 failed',
-                    ['test_run[x]'], [GOOD, BAD], [], [])
+    text = report(GOOD, BAD, failed=['test_run[x]'])
     assert '2030-01-01' in text and 'torch 2' in text
     assert 'tests      3 passed, 1 failed' in text
     assert '- `test_run[x]`' in text
-    assert ('| PWLU | 2 | float32 | EMA | yes | yes | yes | yes | rank 0, '
-            'writing checkpoint 2 | yes | 30 |') in text
+    _, bad, _ = text.split('\n## ')[1:4]
+    assert bad.startswith('Training runs that failed')
     assert (r'| PWLU | 4 | float32 | EMA | yes | differ | yes | yes | rank 3, '
-            r'realignment | ValueError: a \| b | 12 |') in text
-    assert '## Bad input' not in text
+            r'realignment | ValueError: a \| b | 12 |') in bad
+    assert '| PWLU | 2 |' not in text
+    assert 'that failed\n' not in report(GOOD)
+
+
+def test_cells_of_an_option_are_one_row():
+    other = {**GOOD, 'option': 'plain', 'EMA realigned': '-'}
+    assert by_option([GOOD, BAD, other]) == [{
+        'option': 'EMA',
+        'activation': 'PWLU',
+        'processes': '2, 4',
+        'precision': 'float32',
+        'trains': '2 of 2',
+        'ranks equal': '1 of 2',
+        'counted once': '2 of 2',
+        'EMA realigned': '2 of 2',
+        'resumed = straight': '1 of 2'
+    }, {
+        **by_option([GOOD])[0], 'option': 'plain', 'processes': '2',
+        'EMA realigned': '-'
+    }]
+
+
+def test_report_is_the_same_in_any_order():
+    assert report(GOOD, BAD) == report(BAD, GOOD)
 
 
 def test_figures():
-    found = {
-        row['what']: row['figure']
-        for row in figures([GOOD, BAD], [dict(inputs=4), dict(inputs=3)])
-    }
+    found = {row['what']: row['figure'] for row in figures([GOOD, BAD])}
     assert found['training runs'] == 6
     assert found['steps in them'] == 42
     assert found['kills survived, of kills tried'] == '1 of 2'
     assert found['... right after realignment'] == 1
     assert found['ranks found equal, of ranks compared'] == '2 of 6'
-    assert found['bad inputs answered with an error'] == 7
 
 
 def test_no_folders_of_the_machine():

@@ -1,4 +1,5 @@
 """What holds for any shape, dtype, layout, bounds and number of intervals."""
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -170,19 +171,20 @@ def test_acon(shape, dtypes, layout, kind, cut, seed, device):
     order = torch.randperm(
         channels, generator=torch.Generator().manual_seed(seed)).to(device)
     p1, p2, beta = parameters
+
+    def permuted(parameter):
+        if parameter.dim() == 1:
+            return parameter if parameter.shape[0] == 1 else parameter[order]
+        return parameter if kind == 'sample' else parameter[:, order]
+
     moved_y, moved = run(
         acon,
         with_layout(x[:, order], layout),
-        p1 if units == 1 else p1[order],
-        p2 if units == 1 else p2[order],
-        beta if kind in ('row', 'sample') else
-        beta[order] if kind == 'rows' else beta[:, order],
+        *map(permuted, parameters),
         grad=grad[:, order])
     assert_near(moved_y / size_y, y[:, order] / size_y)
-    assert_gradients(moved[:1], [grads[0][:, order]], sizes)
-    if units > 1:
-        assert_gradients(moved[1:3], [g[order] for g in grads[1:3]],
-                         sizes[1:3])
+    assert_gradients(moved, [grads[0][:, order], *map(permuted, grads[1:])],
+                     sizes)
 
     betas = [beta] * 2 if beta.dim() == 1 else beta.tensor_split([cut])
     parts = [
@@ -191,8 +193,10 @@ def test_acon(shape, dtypes, layout, kind, cut, seed, device):
     ]
     whole = torch.cat([part[0] for part in parts])
     assert_near(whole / size_y, y / size_y)
-    added = [sum(both) for both in zip(*(part[1][1:3] for part in parts))]
-    assert_gradients(added, grads[1:3], sizes[1:3])
+    _, p1s, p2s, dbetas = zip(*(part[1] for part in parts))
+    # Those of every sample stay apart.
+    dbeta = sum(dbetas) if beta.dim() == 1 else torch.cat(dbetas)
+    assert_gradients([sum(p1s), sum(p2s), dbeta], grads[1:], sizes[1:])
 
 
 @any_case
@@ -254,3 +258,33 @@ def test_acon_is_continuous_in_its_parameters(p1, p2, beta, seed, device):
     moved = acon(x, *(p + s for p, s in zip(exact, steps)))
     most = h * (2.2 * x.abs() + ((abs(p1 - p2) + 2 * h) * x).square() / 4)
     assert ((moved - acon(x, *exact)).abs() <= most + 1e-12).all()
+
+
+CHANNELS = 4
+
+
+def parameters_of(operator, device):
+    rows = [draw(seed, CHANNELS).float().to(device) for seed in range(3)]
+    if operator is acon:
+        return rows
+    points = draw(0, CHANNELS, 5).float().to(device)
+    return [points, rows[0] - 3, rows[0] + 3, rows[1], rows[2]]
+
+
+@pytest.mark.parametrize('value', [torch.nan, torch.inf])
+@pytest.mark.parametrize('operator', [acon, pwlu])
+def test_gradients_that_are_no_numbers(operator, value, device):
+    """They reach their own element and their own channel, no others."""
+    x = draw(1, 2, CHANNELS, 5, 3).float().to(device)
+    parameters = parameters_of(operator, device)
+    grad = draw(1, 2, CHANNELS, 5, 3).float().to(device)
+    clean_y, clean = run(operator, x, *parameters, grad=grad)
+    grad[0, 1, 2, 1] = value
+    y, dirty = run(operator, x, *parameters, grad=grad)
+    assert torch.equal(y, clean_y)
+    changed = ~torch.isclose(dirty[0], clean[0], rtol=0, atol=0)
+    assert changed.nonzero().tolist() == [[0, 1, 2, 1]]
+    others = [0, 2, 3]
+    for result, true in zip(dirty[1:], clean[1:]):
+        assert torch.equal(result[others], true[others])
+    assert any(not result[1].isfinite().all() for result in dirty[1:])
