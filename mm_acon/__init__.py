@@ -32,5 +32,5 @@ __all__ = [
     'ClassCountHook', 'FReLU', 'LearnableActivation', 'MetaACON',
     'MobileNetV1', 'PAU', 'PWLU', 'PWLURealignHook', 'SENet154',
     'SafeCheckpointHook', 'SwapActivations', 'SwapReport', 'TFNet',
-    'adapt_mmengine', 'swap_activations'
+    'adapt_mmengine', 'allow_mmengine_checkpoints', 'swap_activations'
 ]
