@@ -1,9 +1,10 @@
 """Finds and loads the compiled operators, ``mm_acon._ext``."""
 import functools
 import warnings
+from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import FrozenSet
+from typing import FrozenSet, Iterator
 
 import torch
 
@@ -29,6 +30,23 @@ def _load() -> FrozenSet[str]:
 
 
 DEVICES = _load()
+_reference = False
+
+
+@contextmanager
+def use_reference() -> Iterator[None]:
+    """Operators called within run in plain PyTorch, without a warning.
+
+    For comparisons, and for what the compiled ones refuse: a second
+    derivative, for example. It holds for the whole process, and for what is
+    called: a backward pass goes the way that its forward pass went.
+    """
+    global _reference
+    before, _reference = _reference, True
+    try:
+        yield
+    finally:
+        _reference = before
 
 
 @functools.cache
@@ -45,6 +63,8 @@ def _warn_of_reference(device: str) -> None:
 
 def has_kernels(x: torch.Tensor) -> bool:
     """Whether compiled operators take x; warns once where none do."""
+    if _reference:
+        return False
     device = x.device.type
     if device in DEVICES or (device == 'meta' and DEVICES):
         return True

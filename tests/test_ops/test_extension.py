@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mm_acon
 from mm_acon import ACONC, PWLU, MetaACON
-from mm_acon.ops import acon, extension, pwlu, pwlu_reference
+from mm_acon.ops import (acon, extension, pwlu, pwlu_reference,
+                         use_reference)
 from tests.conftest import BUILT
 from tests.utils import assert_near
 
@@ -155,6 +156,24 @@ def test_second_derivative_is_refused(operator, arguments):
     with pytest.raises(
             RuntimeError, match='has no second derivative. Run the plain-'):
         first.sum().backward()
+
+
+def test_use_reference(recwarn):
+    """It has a second derivative: of x sigmoid(x) at 0, 2 sigmoid'(0)."""
+    module, x = mm_acon.ACONA(1), torch.zeros(1, 1, requires_grad=True)
+
+    def second():
+        first, = torch.autograd.grad(module(x), x, create_graph=True)
+        return torch.autograd.grad(first, x)[0].item()
+
+    with use_reference():
+        assert second() == .5
+        with pytest.raises(KeyError), use_reference():
+            raise KeyError
+        assert second() == .5
+    assert not recwarn
+    with pytest.raises(RuntimeError, match='has no second derivative'):
+        second()
 
 
 @pytest.mark.parametrize('activation', (ACONC, PWLU))
