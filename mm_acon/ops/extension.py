@@ -4,9 +4,10 @@ import warnings
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import FrozenSet, Iterator
+from typing import Dict, FrozenSet, Iterator
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
 BUILD_COMMAND = 'pip install --no-build-isolation -e .'
 
@@ -71,6 +72,21 @@ def has_kernels(x: torch.Tensor) -> bool:
     if device in ('cpu', 'cuda') and not torch.compiler.is_compiling():
         _warn_of_reference(device)
     return False
+
+
+# What the operators cost: multiply-adds per element.
+COSTS: Dict[str, int] = {}
+
+
+def register_cost(operator: str, multiply_adds: int) -> None:
+    """Notes what an operator costs, and tells torch's FLOP counter."""
+    COSTS[operator] = multiply_adds
+
+    # torch counts a multiply-add as two.
+    def count(x_shape, *args, **kwargs) -> int:
+        return 2 * multiply_adds * x_shape.numel()
+
+    register_flop_formula(getattr(torch.ops.mm_acon, operator))(count)
 
 
 def dense_like(x: torch.Tensor) -> torch.Tensor:

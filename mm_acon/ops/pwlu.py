@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_input, check_parameter, compute_dtype, per_channel
-from .extension import DEVICES, dense_like, has_kernels
+from .extension import DEVICES, dense_like, has_kernels, register_cost
 
 # Bounds that cross or touch while they are learnt are treated as if the
 # right one lay this far right of the left one, in forward and backward.
@@ -169,6 +169,7 @@ def pwlu_table(x: Tensor, slope: Tensor, offset: Tensor, left: Tensor,
 
 
 if DEVICES:
+    register_cost('pwlu', 2)
 
     @torch.library.register_fake('mm_acon::pwlu')
     def _(x, points, left_bound, right_bound, left_slope, right_slope):
