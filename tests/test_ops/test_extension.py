@@ -15,8 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mm_acon
 from mm_acon import ACONC, PWLU, MetaACON
-from mm_acon.ops import (acon, extension, pwlu, pwlu_reference,
-                         use_reference)
+from mm_acon.ops import acon, extension, pwlu, pwlu_reference, use_reference
 from tests.conftest import BUILT
 from tests.utils import assert_near
 
