@@ -13,17 +13,24 @@ if find_spec('mmengine') is None:
         'The extras mm_acon[openmmlab] and mm_acon[onedl] bring it together '
         'with MMDetection, MMSegmentation and MMPretrain.')
 
+from mmengine.analysis.complexity_analysis import _DEFAULT_SUPPORTED_FLOP_OPS
+from mmengine.analysis.jit_handles import elementwise_flop_counter
+
 from .activations import (ACONA, ACONB, ACONC, APL, PAU, PWLU, ACONFReLU,
                           FReLU, LearnableActivation, MetaACON)
 from .checkpoints import SafeCheckpointHook, allow_mmengine_checkpoints
 from .compat import adapt_mmengine
 from .engine import (ActivationOptimWrapperConstructor, ActivationVisHook,
-                     ClassCountHook, PWLURealignHook, register_costs)
+                     ClassCountHook, PWLURealignHook)
 from .models import MobileNetV1, SENet154, TFNet
+from .ops.extension import COSTS
 from .swap import SwapActivations, SwapReport, swap_activations
 
 allow_mmengine_checkpoints()
-register_costs()
+# mmengine's FLOP counter; the operators have told torch's.
+for _name, _cost in COSTS.items():
+    _DEFAULT_SUPPORTED_FLOP_OPS[f'mm_acon::{_name}'] = (
+        elementwise_flop_counter(_cost, 0))
 
 __version__ = '0.1.0'
 __all__ = [

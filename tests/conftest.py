@@ -1,13 +1,14 @@
 import logging
+from contextlib import nullcontext
 
 import pytest
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
-from mm_acon.ops import extension
+from mm_acon.ops.extension import DEVICES as BUILT
+from mm_acon.ops.extension import use_reference
 from tests.utils import DEVICES
 
-BUILT = extension.DEVICES
 # The plain-PyTorch form everywhere, the compiled one where it was built.
 FORMS = [(device, form) for device in DEVICES
          for form in ('compiled', 'reference')
@@ -22,12 +23,12 @@ def device(request):
 
 
 @pytest.fixture(autouse=True)
-def form(request, monkeypatch):
+def form(request):
     """The form that ``device`` names, the compiled one in all other tests."""
     case = getattr(request.node, 'callspec', None)
     _, form = case.params.get('device', FORMS[0]) if case else FORMS[0]
-    monkeypatch.setattr(extension, 'DEVICES',
-                        BUILT if form == 'compiled' else frozenset())
+    with use_reference() if form == 'reference' else nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -51,25 +51,24 @@ def test_study_and_its_resumption(tmp_path):
     assert units['ReLU / 0'] == 0
     # The channels of the 17 sites, but those whose input never varies.
     assert 400 < units['PWLU channel, realigned / 1'] <= 488
-    text = (tmp_path / 'out' / 'study.md').read_text()
-    assert 'python tools/analysis/study.py --work-dir work' in text
-    assert "--variants Swish 'PWLU channel, fix-init 10'" in text
-    assert ('| PWLU channel, realigned > PWLU channel, fix-init 10 | IOU | '
-            'drawn | PWLU Fig. 6, MobileNetV3 | +0.' in text)
-    assert text.count('| Swish > ReLU | accuracy | +0.27 |') == 1
+    assert ('\n| PWLU channel, realigned > PWLU channel, fix-init 10 | IOU | '
+            'drawn | PWLU Fig. 6, MobileNetV3 | +0.' in done.stdout)
+    assert done.stdout.count('| Swish > ReLU | accuracy | +0.27 |') == 1
+    assert done.stdout.count('\n| Swish | ') == 2
     for name in ('accuracy', 'iou'):
-        figure = tmp_path / 'out' / 'figures' / f'study_{name}.png'
+        figure = tmp_path / 'out' / f'study_{name}.png'
         assert figure.read_bytes().startswith(b'\x89PNG')
 
     # As if the study had been interrupted: the same numbers again.
     missing = content['runs'].pop('PWLU channel, realigned / 1')
     results.write_text(json.dumps(content))
+    printed = done.stdout.partition('study_iou.png')[2]
     done = call(tmp_path, *TINY)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count(' %') == 1
     runs = json.loads(results.read_text())['runs']
     assert runs['PWLU channel, realigned / 1'] == missing
-    assert (tmp_path / 'out' / 'study.md').read_text() == text
+    assert done.stdout.endswith(printed)
 
     done = call(tmp_path, *TINY, '--epochs', '3')
     assert done.returncode == 1
@@ -105,6 +104,45 @@ def test_verdicts(study):
     assert study.verdict(4.31 * error, error, 3) == 'shows'
     assert study.verdict(-4.31 * error, error, 3) == 'reversed'
     assert study.verdict(0, 0, 3) == 'not decided'
+
+
+def rows_of(page, title):
+    """The cells of the table whose first column has that title."""
+    lines = page.partition(f'| {title} |')[2].partition('\n\n')[0]
+    return [
+        tuple(line.strip('| ').split(' | ')) for line in lines.splitlines()[2:]
+    ]
+
+
+def test_page(study, monkeypatch):
+    """What docs/study.md says is the tool's, and follows from its tables."""
+    page = (ROOT / 'docs' / 'study.md').read_text()
+    monkeypatch.setattr(sys, 'argv', ['study.py'])
+    args = study.parse_args()
+    prose = ' '.join(page.split())
+    for words in (
+            f'ResNet-18 with {study.WIDTH} instead of 64',
+            f'on {study.IMAGE_SIZE}-pixel images',
+            f'{study.NOISE / (2 * study.CONTRAST)} times the mean step',
+            f'the {args.seeds} seeds draws {args.train_images} training',
+            f'on the same {args.val_images} images. {args.epochs} epochs of '
+            f'batches of {study.BATCH_SIZE}, {study.OPTIMIZER["type"]} with '
+            f'learning rate {study.OPTIMIZER["lr"]}, one epoch',
+            f'weight decay {study.OPTIMIZER["weight_decay"]} but on'):
+        assert words in prose
+    orderings = rows_of(page, 'ordering')
+    assert [row[:4] for row in orderings] == [
+        (f'{better} > {worse}', 'accuracy', f'{gain:+.2f}', where)
+        for better, worse, gain, where in study.ORDERINGS
+    ] + [(' > '.join(study.IOU_ORDERING), 'IOU', 'drawn',
+          'PWLU Fig. 6, MobileNetV3')]
+    assert study.summary(orderings, args.seeds) in page
+    accuracies = page.partition('## Accuracy')[2]
+    assert [row[0] for row in rows_of(accuracies, 'activation')
+            ] == list(study.VARIANTS)
+    costs = page.partition('## Time and memory')[2]
+    assert [row[0] for row in rows_of(costs, 'activation')
+            ] == list(study.COSTS.values())
 
 
 @pytest.mark.parametrize('granularity, iou', (('channel', [1, .5]),

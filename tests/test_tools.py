@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.counting import PARAMETERS
+from tools.analysis.tables import table
 
 ROOT = Path(__file__).parents[1]
 RESNET_18 = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
@@ -84,6 +85,15 @@ def test_plots(trained, plot):
                 checkpoint_of(trained), '--demo', '--out', out)
     assert done.returncode == 0, done.stderr[-3000:]
     assert out.read_bytes().startswith(b'\x89PNG')
+
+
+def test_table():
+    rows = [('a|b', 1, '-'), ('c', 2.5, '3')]
+    assert table(('case', 'x', 'note'), rows, text=(0, 2)) == '''\
+| case | x | note |
+| --- | ---: | --- |
+| a\\|b | 1 | - |
+| c | 2.5 | 3 |'''
 
 
 TINY = ('--rounds', '1', '--warmup', '0', '--threads', '1', '--json',

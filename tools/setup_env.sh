@@ -83,7 +83,7 @@ site=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
 if "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' \
     && "$python" -c 'import importlib.metadata as m, sys; sys.exit("+cpu" in m.version("torchvision"))'; then
   echo "setup_env: torch is a CPU build and torchvision is not: its operators get declared on import"
-  cp tools/torchvision_cpu_schemas.py "$site/torchvision_cpu_schemas.py"
+  cp tools/dev/torchvision_cpu_schemas.py "$site/torchvision_cpu_schemas.py"
   echo "import torchvision_cpu_schemas" > "$site/torchvision_cpu_schemas.pth"
 else
   rm -f "$site/torchvision_cpu_schemas.py" "$site/torchvision_cpu_schemas.pth"

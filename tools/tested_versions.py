@@ -7,9 +7,11 @@ Read from the reports that ``bash tools/run_tests.sh --full`` leaves in docs/.
 import re
 from pathlib import Path
 
+from analysis.tables import table
+
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
 COLUMNS = ('Python', 'torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg',
-           'mmpretrain', 'GPUs', 'tests')
+           'mmpretrain', 'GPUs', 'tests', 'date')
 
 
 def row(report: Path) -> list:
@@ -17,14 +19,13 @@ def row(report: Path) -> list:
     found = dict(
         line.split(maxsplit=1)
         for line in text.split('```')[1].strip().splitlines())
-    date = re.search(r'on (\d{4}-\d\d-\d\d)', text)[1]
-    return [found[column] for column in COLUMNS] + [date]
+    found['date'] = re.search(r'on (\d{4}-\d\d-\d\d)', text)[1]
+    return [found[column] for column in COLUMNS]
 
 
 def main() -> None:
-    lines = [[*COLUMNS, 'date'], ['---'] * (len(COLUMNS) + 1)]
-    lines += [row(path) for path in sorted(DOCS.glob('reliability*.md'))]
-    print('\n'.join(f'| {" | ".join(line)} |' for line in lines))
+    rows = map(row, sorted(DOCS.glob('reliability*.md')))
+    print(table(COLUMNS, rows, text=range(len(COLUMNS))))
 
 
 if __name__ == '__main__':

@@ -44,6 +44,9 @@ class LearnableActivation(nn.Module):
     # Whether a fresh instance computes ReLU, so that a ReLU network keeps
     # its function when its activations are replaced.
     starts_as_relu = False
+    # Whether a channel's output depends on one input number, and on what
+    # meta-ACON has worked out of the map, so that it can be drawn over it.
+    is_curve = True
 
     def __init__(self,
                  num_channels: Optional[int] = None,

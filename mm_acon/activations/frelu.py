@@ -13,6 +13,7 @@ class _Funnel(LearnableActivation):
     """A smooth or hard maximum of x and a 3x3 spatial condition of x."""
 
     granularities = ('channel', )
+    is_curve = False
 
     def __init__(self,
                  num_channels: Optional[int] = None,

@@ -139,13 +139,7 @@ class PWLU(LearnableActivation):
     def _update_statistics(self, x: Tensor) -> None:
         if not x.numel():
             return
-        x = x.float()
-        if self.granularity == 'layer':
-            std, mean = torch.std_mean(x, correction=0)
-            std, mean = std.view(1), mean.view(1)
-        else:
-            axes = [axis for axis in range(x.dim()) if axis != 1]
-            std, mean = torch.std_mean(x, axes, correction=0)
+        mean, std = self.moments(x)
         # A batch that overflowed does not count.
         valid = mean.isfinite() & std.isfinite()
         weight = torch.where(self.num_batches == 0, 1.0, 0.1)
@@ -154,6 +148,15 @@ class PWLU(LearnableActivation):
             new = running + weight * (batch - running)
             running.copy_(torch.where(valid, new.to(running.dtype), running))
         self.num_batches += valid
+
+    def moments(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        """Mean and standard deviation of an input, float32, one per unit."""
+        axes = [
+            axis for axis in range(x.dim())
+            if axis != 1 or self.granularity == 'layer'
+        ]
+        std, mean = torch.std_mean(x.float(), axes, correction=0)
+        return mean.view(-1), std.view(-1)
 
     @property
     def current_phase(self) -> int:
@@ -190,22 +193,32 @@ class PWLU(LearnableActivation):
         self._set_phase(PHASE_2)
         return realigned
 
-    def input_range(self) -> Tuple[Tensor, Tensor]:
-        """mean - 3 std and mean + 3 std of the input, one each per unit."""
-        spread = 3 * self.running_std
-        return self.running_mean - spread, self.running_mean + spread
+    def input_range(self,
+                    x: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
+        """mean - 3 std and mean + 3 std of the input, one each per unit.
+
+        Args:
+            x (Tensor, optional): The input. None takes the statistics that
+                Phase I has followed.
+        """
+        mean, std = ((self.running_mean, self.running_std)
+                     if x is None else self.moments(x))
+        return mean - 3 * std, mean + 3 * std
 
     @torch.no_grad()
-    def alignment_iou(self) -> Tensor:
+    def alignment_iou(self, x: Optional[Tensor] = None) -> Tensor:
         """IOU of the bounds and the input's range (Eq. 7), one per unit.
 
         NaN for a unit that met no batch or whose input never varied.
+
+        Args:
+            x (Tensor, optional): As in :meth:`input_range`.
         """
-        left, right = self.input_range()
+        left, right = self.input_range(x)
         overlap = (torch.minimum(self.right_bound, right) -
                    torch.maximum(self.left_bound, left)).clamp(min=0)
         union = (self.right_bound - self.left_bound) + (right - left) - overlap
-        return torch.where(self.running_std > 0, overlap / union, torch.nan)
+        return torch.where(right > left, overlap / union, torch.nan)
 
     def is_relu_form(self) -> bool:
         """Whether the parameters are still those of a fresh PWLU."""

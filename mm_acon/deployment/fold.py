@@ -10,7 +10,7 @@ from ..activations import (ACONA, ACONB, ACONC, PWLU, ACONFReLU,
                            LearnableActivation, MetaACON)
 from ..activations.pwlu import PHASE_1
 from ..ops.checks import compute_dtype, per_channel
-from ..ops.pwlu import inference_table
+from ..ops.pwlu import inference_table, pwlu_table
 
 
 def fold_activations(model: nn.Module) -> nn.Module:
@@ -134,29 +134,15 @@ class _PWLU(_Folded):
 
     def __init__(self, pwlu: PWLU) -> None:
         super().__init__()
-        slope, offset, left, inverse = inference_table(
+        slope, offset, left, inverse_length = inference_table(
             *(p.detach().double() for p in pwlu.parameters()))
-        units, self.pieces = slope.shape
-        # One column: F.embedding looks numbers up, and is exported as
-        # Gather; indexing becomes GatherND, which is slower.
         self.constants(
             pwlu.points,
-            slope=slope.view(-1, 1),
-            offset=offset.view(-1, 1),
-            inverse=inverse,
-            left=left)
-        self.register_buffer(
-            'rows',
-            torch.arange(units, device=slope.device) * self.pieces)
+            slope=slope,
+            offset=offset,
+            left=left,
+            inverse_length=inverse_length)
 
     def forward(self, x: Tensor) -> Tensor:
-        value = x.to(compute_dtype(x, self.slope))
-        position = (value - per_channel(self.left, x)) * per_channel(
-            self.inverse, x) + 1
-        # NaN is no index; times a slope it is NaN again.
-        position = torch.where(position.isnan(), 0, position)
-        piece = position.clamp(0, self.pieces - 1).long()
-        index = piece + per_channel(self.rows, x)
-        slope = F.embedding(index, self.slope).squeeze(-1)
-        offset = F.embedding(index, self.offset).squeeze(-1)
-        return (slope * value + offset).to(x.dtype)
+        return pwlu_table(x, self.slope, self.offset, self.left,
+                          self.inverse_length)

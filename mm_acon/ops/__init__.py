@@ -1,7 +1,8 @@
 from .acon import acon, acon_reference
+from .extension import use_reference
 from .pwlu import inference_table, pwlu, pwlu_reference, pwlu_table
 
 __all__ = [
     'acon', 'acon_reference', 'inference_table', 'pwlu', 'pwlu_reference',
-    'pwlu_table'
+    'pwlu_table', 'use_reference'
 ]

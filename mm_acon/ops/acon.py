@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .checks import (check_device, check_input, check_parameter,
                      compute_dtype, per_channel)
-from .extension import DEVICES, dense_like, has_kernels
+from .extension import DEVICES, dense_like, has_kernels, register_cost
 
 
 def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
@@ -65,6 +65,8 @@ def acon_reference(x: Tensor, p1: Tensor, p2: Tensor,
 
 
 if DEVICES:
+    # A sigmoid counts as one.
+    register_cost('acon', 4)
 
     @torch.library.register_fake('mm_acon::acon')
     def _(x, p1, p2, beta):

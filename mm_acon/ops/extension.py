@@ -1,11 +1,13 @@
 """Finds and loads the compiled operators, ``mm_acon._ext``."""
 import functools
 import warnings
+from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import FrozenSet
+from typing import Dict, FrozenSet, Iterator
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
 BUILD_COMMAND = 'pip install --no-build-isolation -e .'
 
@@ -29,6 +31,23 @@ def _load() -> FrozenSet[str]:
 
 
 DEVICES = _load()
+_reference = False
+
+
+@contextmanager
+def use_reference() -> Iterator[None]:
+    """Operators called within run in plain PyTorch, without a warning.
+
+    For comparisons, and for what the compiled ones refuse: a second
+    derivative, for example. It holds for the whole process, and for what is
+    called: a backward pass goes the way that its forward pass went.
+    """
+    global _reference
+    before, _reference = _reference, True
+    try:
+        yield
+    finally:
+        _reference = before
 
 
 @functools.cache
@@ -45,12 +64,29 @@ def _warn_of_reference(device: str) -> None:
 
 def has_kernels(x: torch.Tensor) -> bool:
     """Whether compiled operators take x; warns once where none do."""
+    if _reference:
+        return False
     device = x.device.type
     if device in DEVICES or (device == 'meta' and DEVICES):
         return True
     if device in ('cpu', 'cuda') and not torch.compiler.is_compiling():
         _warn_of_reference(device)
     return False
+
+
+# What the operators cost: multiply-adds per element.
+COSTS: Dict[str, int] = {}
+
+
+def register_cost(operator: str, multiply_adds: int) -> None:
+    """Notes what an operator costs, and tells torch's FLOP counter."""
+    COSTS[operator] = multiply_adds
+
+    # torch counts a multiply-add as two.
+    def count(x_shape, *args, **kwargs) -> int:
+        return 2 * multiply_adds * x_shape.numel()
+
+    register_flop_formula(getattr(torch.ops.mm_acon, operator))(count)
 
 
 def dense_like(x: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_input, check_parameter, compute_dtype, per_channel
-from .extension import DEVICES, dense_like, has_kernels
+from .extension import DEVICES, dense_like, has_kernels, register_cost
 
 # Bounds that cross or touch while they are learnt are treated as if the
 # right one lay this far right of the left one, in forward and backward.
@@ -106,7 +106,6 @@ def pwlu_reference(x: Tensor, points: Tensor, left_bound: Tensor,
                        torch.where(is_right, above, y)).to(x.dtype)
 
 
-
 def inference_table(points: Tensor, left_bound: Tensor, right_bound: Tensor,
                     left_slope: Tensor,
                     right_slope: Tensor) -> Tuple[Tensor, ...]:
@@ -152,19 +151,25 @@ def pwlu_table(x: Tensor, slope: Tensor, offset: Tensor, left: Tensor,
         Tensor: x's shape and dtype; :func:`pwlu` but for rounding.
     """
     check_input(x, 'pwlu_table')
-    check_parameter('slope', slope, x, 'pwlu_table', dim=2)
+    if not torch.jit.is_tracing():  # Every comparison of sizes would warn.
+        check_parameter('slope', slope, x, 'pwlu_table', dim=2)
     dtype = compute_dtype(x, slope)
     value = x.to(dtype)
     position = (value - per_channel(left, x)) * per_channel(inverse_length, x)
-    pieces = slope.shape[1]
-    index = (position.nan_to_num(0) + 1).clamp(0, pieces - 1).long()
-    rows = torch.arange(slope.shape[0], device=x.device) * pieces
-    index = index + per_channel(rows, x)
-    y = slope.to(dtype).flatten()[index] * value
-    return (y + offset.to(dtype).flatten()[index]).to(x.dtype)
+    # NaN is no index; times a slope it is NaN again.
+    position = torch.where(position.isnan(), 0, position + 1)
+    units, pieces = slope.shape
+    rows = torch.arange(units, device=x.device) * pieces
+    index = position.clamp(0, pieces - 1).long() + per_channel(rows, x)
+    # Exported as Gather; indexing is three times slower and becomes GatherND.
+    slope, offset = (
+        table.to(dtype).flatten().index_select(0, index.flatten()).view_as(x)
+        for table in (slope, offset))
+    return (slope * value + offset).to(x.dtype)
 
 
 if DEVICES:
+    register_cost('pwlu', 2)
 
     @torch.library.register_fake('mm_acon::pwlu')
     def _(x, points, left_bound, right_bound, left_slope, right_slope):

@@ -1,5 +1,5 @@
 from dataclasses import dataclass
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 
 @dataclass
@@ -22,6 +22,14 @@ class SwapRow:
     map_size: Tuple[int, ...]
     parameters: int = 0
     reason: str = ''
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table for the terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return '\n'.join('  '.join(
+        cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+                     for row in rows)
 
 
 @dataclass
@@ -48,16 +56,11 @@ class SwapReport:
                 (row.site, row.old, row.new or '-', str(row.width),
                  'x'.join(map(str, row.map_size)) or '-',
                  f'{row.parameters:,}' if row.new else '-', row.reason))
-        widths = [max(map(len, column)) for column in zip(*table)]
         lines = [
-            '  '.join(cell.ljust(width)
-                      for cell, width in zip(line, widths)).rstrip()
-            for line in table
+            aligned(table), f'{len(self.replaced)} of {len(self.rows)} '
+            'activation sites replaced, '
+            f'{sum(row.parameters for row in self.rows):,} parameters added'
         ]
-        lines.append(
-            f'{len(self.replaced)} of {len(self.rows)} activation sites '
-            f'replaced, {sum(row.parameters for row in self.rows):,} '
-            'parameters added')
         if self.functional:
             lines.append('out of reach, because called as functions: ' +
                          ', '.join(self.functional))

@@ -1,5 +1,4 @@
 """What an activation does at one moment, noted while the model runs."""
-import copy
 import re
 from dataclasses import dataclass
 from typing import Dict, List, Optional
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from ..activations import PWLU, LearnableActivation, MetaACON
 from ..activations.pwlu import PHASE_1
 from ..ops import acon
-from ..ops.pwlu import MIN_WIDTH
+from ..ops.pwlu import MIN_WIDTH, inference_table
 
 # Of a layer's input, this many values are kept for its distribution.
 NUM_VALUES = 20000
@@ -89,9 +88,9 @@ def take(name: str,
         # A copy: the optimizer changes the parameter in place.
         beta = module.beta.to(torch.float32, copy=True)
     if isinstance(module, PWLU):
-        slopes = _slopes(module)
+        slopes = inference_table(*module.parameters())[0].float()
         bounds = torch.stack([module.left_bound, module.right_bound], 1)
-        iou = _alignment_iou(module, x)
+        iou = module.alignment_iou(x).float()
     # All channels share a layer-wise activation, apart from meta-ACON's p1
     # and p2.
     channels = []
@@ -148,28 +147,6 @@ def _curves(module: LearnableActivation, grid: Tensor, num_channels: int,
         # In training a call would count the grid as an input.
         return lines[0].relu()
     return module.activate(lines)[0]
-
-
-def _slopes(module: PWLU) -> Tensor:
-    width = (module.right_bound - module.left_bound).clamp(min=MIN_WIDTH)
-    inside = module.points.diff(dim=1) * (
-        module.num_intervals / width[:, None])
-    return torch.cat([
-        module.left_slope[:, None], inside, module.right_slope[:, None]
-    ], 1).float()
-
-
-def _alignment_iou(module: PWLU, x: Tensor) -> Tensor:
-    """Eq. 7 for this input in place of Phase I's running statistics."""
-    x = x.float()
-    axes = [axis for axis in range(x.dim()) if axis != 1]
-    if module.granularity == 'layer':
-        axes = list(range(x.dim()))
-    std, mean = torch.std_mean(x, axes, correction=0)
-    measured = copy.copy(module)
-    measured._buffers = dict(
-        module._buffers, running_mean=mean.view(-1), running_std=std.view(-1))
-    return measured.alignment_iou().float()
 
 
 class Observer:
@@ -251,9 +228,7 @@ def curve_activations(model: nn.Module) -> Dict[str, LearnableActivation]:
     found = {
         name: module
         for name, module in model.named_modules()
-        # FReLU and ACON-FReLU look at a neighbourhood.
-        if isinstance(module, LearnableActivation)
-        and not hasattr(module, 'lines')
+        if isinstance(module, LearnableActivation) and module.is_curve
     }
     if not found:
         raise ValueError(

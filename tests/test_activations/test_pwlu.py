@@ -516,6 +516,21 @@ def test_alignment_by_hand(mean, std, iou):
     assert not result.requires_grad
 
 
+@pytest.mark.parametrize('granularity, moments, iou', (
+    ('channel', ([0., 1.], [1., 2.]), [1., .5]),
+    ('layer', ([.5], [2.75**.5]), [2.75**-.5]),
+))
+def test_alignment_of_an_input(granularity, moments, iou):
+    """Of [-3, 3] with [-3, 3] and [-5, 7], or with both as one layer."""
+    unit = PWLU(2, granularity=granularity)
+    x = torch.tensor([[[-1.], [-1.]], [[1.], [3.]]])
+    for found, expected in zip(unit.moments(x), moments):
+        assert found.tolist() == pytest.approx(expected)
+    assert unit.alignment_iou(x).tolist() == pytest.approx(iou)
+    # The statistics of Phase I stay as they are.
+    assert not unit.running_std.any() and unit.alignment_iou().isnan().all()
+
+
 def test_alignment_after_realignment():
     unit = phase1(3)
     unit(maps(8, 3, 50) * 2 + .5)

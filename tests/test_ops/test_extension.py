@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mm_acon
 from mm_acon import ACONC, PWLU, MetaACON
-from mm_acon.ops import acon, extension, pwlu, pwlu_reference
+from mm_acon.ops import acon, extension, pwlu, pwlu_reference, use_reference
 from tests.conftest import BUILT
 from tests.utils import assert_near
 
@@ -157,6 +157,24 @@ def test_second_derivative_is_refused(operator, arguments):
         first.sum().backward()
 
 
+def test_use_reference(recwarn):
+    """It has a second derivative: of x sigmoid(x) at 0, 2 sigmoid'(0)."""
+    module, x = mm_acon.ACONA(1), torch.zeros(1, 1, requires_grad=True)
+
+    def second():
+        first, = torch.autograd.grad(module(x), x, create_graph=True)
+        return torch.autograd.grad(first, x)[0].item()
+
+    with use_reference():
+        assert second() == .5
+        with pytest.raises(KeyError), use_reference():
+            raise KeyError
+        assert second() == .5
+    assert not recwarn
+    with pytest.raises(RuntimeError, match='has no second derivative'):
+        second()
+
+
 @pytest.mark.parametrize('activation', (ACONC, PWLU))
 @pytest.mark.parametrize('autocast', (False, True))
 def test_keeps_one_input_for_backward(activation, autocast):
@@ -196,15 +214,15 @@ def test_compile_and_export(activation):
     assert_near(exported.module()(x), model(x))
 
 
-@pytest.mark.parametrize('activation', (ACONC, PWLU))
-def test_flop_counters_know_the_operators(activation, caplog):
-    """One multiply-add per element, as for the piece that is computed."""
+@pytest.mark.parametrize('activation, cost', ((ACONC, 4), (PWLU, 2)))
+def test_flop_counters_know_the_operators(activation, cost, caplog):
+    """torch counts a multiply-add as two operations, mmengine as one."""
     module = activation(4)
     with FlopCounterMode(display=False) as counter:
         module(torch.randn(2, 4, 5, 5))
-    assert counter.get_total_flops() > 0
+    assert counter.get_total_flops() == 2 * cost * 200
     found = get_model_complexity_info(module, (4, 5, 5))
-    assert found['flops'] > 0
+    assert found['flops'] == cost * 100
     assert 'Unsupported operator mm_acon' not in caplog.text
 
 

@@ -2,6 +2,8 @@
 import re
 from typing import Dict, List
 
+from tools.analysis.tables import table as markdown_table
+
 from .cells import NONE, OUTCOMES, YES
 
 Row = Dict[str, object]
@@ -50,12 +52,11 @@ those where it can be said.
 
 
 def table(rows: List[Row]) -> str:
-    """A Markdown table; its columns are the keys of all rows."""
+    """Its columns are the keys of all rows."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, ['---'] * len(columns)]
-    lines += [[row.get(column, NONE) for column in columns] for row in rows]
-    return '\n'.join('| ' + ' | '.join(map(cell, line)) + ' |'
-                     for line in lines)
+    cells = [[cell(row.get(column, NONE)) for column in columns]
+             for row in rows]
+    return markdown_table(columns, cells, text=range(len(columns)))
 
 
 def cell(value: object) -> str:
@@ -65,7 +66,7 @@ def cell(value: object) -> str:
     """
     text = (str(value).strip().splitlines() or [''])[-1]
     text = re.sub(r'(?<![\w./:])/(?:[\w.-]+/){2,}', '.../', text)
-    return text[:160].replace('|', '\\|')
+    return text[:160]
 
 
 def is_bad(row: Row) -> bool:

@@ -23,11 +23,12 @@ import sys
 from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
-from common import (DTYPES, LAYOUTS, add_timing_options, now, peak_bytes,
-                    start_benchmark, write_json)
 from mmengine.config import ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
+from tables import table
+from timing import (DTYPES, LAYOUTS, add_timing_options, now, peak_bytes,
+                    start_benchmark, write_json)
 from torch import Tensor, nn
 
 from mm_acon import swap_activations
@@ -205,21 +206,20 @@ def benchmark(args: argparse.Namespace) -> List[dict]:
     ]
 
 
-def table(rows: List[dict]) -> str:
-    lines = [
-        '| case | sites | parameters added | forward ms | backward ms | '
-        'optimizer ms | training step ms | / ReLU | peak MiB | inference ms | '
-        '/ ReLU | peak MiB |', '| --- |' + ' ---: |' * 11
+# Titles of what a row holds, in its order.
+COLUMNS = ('case', 'sites', 'parameters added', 'forward ms', 'backward ms',
+           'optimizer ms', 'training step ms', '/ ReLU', 'peak MiB',
+           'inference ms', '/ ReLU', 'peak MiB')
+
+
+def cells(row: dict) -> List[str]:
+    return [
+        '-' if value is None else
+        f'{value:.3f}' if key.endswith('ratio') else
+        f'{value:.1f}' if isinstance(value, float) else
+        f'{value:,}' if isinstance(value, int) else value
+        for key, value in row.items()
     ]
-    for row in rows:
-        cells = [
-            '-' if value is None else
-            f'{value:.3f}' if key.endswith('ratio') else
-            f'{value:.1f}' if isinstance(value, float) else f'{value:,}'
-            for key, value in row.items() if key != 'case'
-        ]
-        lines.append(f'| {row["case"]} | {" | ".join(cells)} |')
-    return '\n'.join(lines)
 
 
 def main() -> None:
@@ -247,7 +247,8 @@ def main() -> None:
         'config', 'batch', 'size', 'dtype', 'layout', 'rounds'))
     rows = benchmark(args)
     print(f'\n{args.config}, batch {args.batch}, {args.size} pixels, '
-          f'{args.dtype}, {args.layout}\n\n{table(rows)}')
+          f'{args.dtype}, {args.layout}\n')
+    print(table(COLUMNS, map(cells, rows)))
     write_json(args.json, run, rows)
 
 

@@ -13,17 +13,18 @@ units.
 import argparse
 import random
 import statistics
-from contextlib import contextmanager
 from functools import partial
 from typing import Dict, List
 
 import torch
-from common import (DTYPES, LAYOUTS, add_timing_options, now, peak_bytes,
-                    start_benchmark, write_json)
+from tables import table
+from timing import (DTYPES, LAYOUTS, add_timing_options, kept_bytes, now,
+                    peak_bytes, start_benchmark, write_json)
 from torch import nn
 
 import mm_acon
-from mm_acon.ops import extension
+from mm_acon.ops import use_reference
+from mm_acon.ops.extension import DEVICES
 
 # Outputs of ResNet-50's stem and stages at 224 pixels, batch 16 and 8.
 SHAPES = ('16x64x112x112', '8x256x56x56', '8x512x28x28', '8x1024x14x14',
@@ -40,17 +41,6 @@ ACTIVATIONS = dict(
     ACONFReLU=mm_acon.ACONFReLU)
 
 
-@contextmanager
-def without_extension():
-    devices = extension.DEVICES
-    extension.DEVICES = frozenset()
-    extension._warn_of_reference.cache_clear()
-    try:
-        yield
-    finally:
-        extension.DEVICES = devices
-
-
 class Reference(nn.Module):
     """An activation on the plain-PyTorch operators."""
 
@@ -59,23 +49,8 @@ class Reference(nn.Module):
         self.activation = activation
 
     def forward(self, x):
-        with without_extension():
+        with use_reference():
             return self.activation(x)
-
-
-class CompiledReference(nn.Module):
-    """The same through torch.compile, traced without the extension."""
-
-    def __init__(self, activation: nn.Module) -> None:
-        super().__init__()
-        self.compiled = torch.compile(activation, fullgraph=True)
-
-    def forward(self, x):
-        devices, extension.DEVICES = extension.DEVICES, frozenset()
-        try:
-            return self.compiled(x)
-        finally:
-            extension.DEVICES = devices
 
 
 class Copy(nn.Module):
@@ -96,13 +71,13 @@ def cases(names: List[str], forms: List[str], channels: int,
     }
     for name in names:
         for form in forms:
-            if form == 'compiled' and device.type not in extension.DEVICES:
+            if form == 'compiled' and device.type not in DEVICES:
                 continue
             module = ACTIVATIONS[name](channels).to(device)
             if form == 'reference':
                 module = Reference(module)
             elif form == 'torch.compile':
-                module = CompiledReference(module)
+                module = Reference(torch.compile(module, fullgraph=True))
             found[f'{name} {form}'] = module
     return found
 
@@ -115,26 +90,6 @@ def measure(function: nn.Module, x: torch.Tensor, grad: torch.Tensor):
     middle = now(x.device)
     y.backward(grad)
     return middle - start, now(x.device) - middle
-
-
-def kept_bytes(function: nn.Module, x: torch.Tensor) -> int:
-    """Bytes that autograd keeps, each storage once, parameters left out."""
-    parameters = {
-        p.untyped_storage().data_ptr()
-        for p in function.parameters()
-    }
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y = function(x.detach().requires_grad_())
-    del y
-    return sum(kept.values())
 
 
 def benchmark(shape, dtype, layout, args) -> List[dict]:
@@ -197,24 +152,26 @@ class Autocast(nn.Module):
             return self.module(x)
 
 
-def table(rows: List[dict]) -> str:
-    columns = [('forward', 'ReLU'), ('backward', 'ReLU'), ('both', 'ReLU'),
-               ('forward', 'SiLU'), ('both', 'SiLU'), ('both', 'copy')]
-    lines = [
-        '| case | forward ms | backward ms | ' +
-        ' | '.join(f'{key} / {base}'
-                   for key, base in columns) + ' | kept | peak |',
-        '| --- |' + ' ---: |' * (len(columns) + 4)
+# Keys of a row by the title of their column.
+COLUMNS = {
+    'forward ms': 'forward_ms',
+    'backward ms': 'backward_ms',
+    'forward / ReLU': 'forward_over_ReLU',
+    'backward / ReLU': 'backward_over_ReLU',
+    'both / ReLU': 'both_over_ReLU',
+    'forward / SiLU': 'forward_over_SiLU',
+    'both / SiLU': 'both_over_SiLU',
+    'both / copy': 'both_over_copy',
+    'kept': 'kept',
+    'peak': 'peak',
+}
+
+
+def cells(row: dict) -> List[str]:
+    numbers = [row[key] for key in COLUMNS.values()]
+    return [row['case']] + [
+        '-' if number is None else f'{number:.2f}' for number in numbers
     ]
-    for row in rows:
-        peak = '-' if row['peak'] is None else f'{row["peak"]:.2f}'
-        lines.append(
-            f'| {row["case"]} | {row["forward_ms"]:.2f} | '
-            f'{row["backward_ms"]:.2f} | ' +
-            ' | '.join(f'{row[f"{key}_over_{base}"]:.2f}'
-                       for key, base in columns) +
-            f' | {row["kept"]:.2f} | {peak} |')
-    return '\n'.join(lines)
 
 
 def main() -> None:
@@ -247,8 +204,8 @@ def main() -> None:
                 shape = tuple(int(size) for size in text.split('x'))
                 rows = benchmark(shape, DTYPES[dtype], layout, args)
                 everything += rows
-                print(f'\n{text}, {dtype}, {layout}\n\n{table(rows)}',
-                      flush=True)
+                print(f'\n{text}, {dtype}, {layout}\n')
+                print(table(['case', *COLUMNS], map(cells, rows)), flush=True)
     write_json(args.json, run, everything)
 
 

@@ -26,6 +26,7 @@ from mm_acon.cli import add_config_options, prepare_config
 from mm_acon.ops.extension import DEVICES
 from mm_acon.swap.config import find_backbones
 from mm_acon.swap.probe import probe
+from mm_acon.swap.report import aligned
 
 RULES = """\
 MACs are those of convolutions and fully connected layers; they agree if less
@@ -189,7 +190,7 @@ def count_macs(module: nn.Module, *shape: int, layers: bool = False) -> int:
     """With ``layers`` those of convolutions and fully connected layers."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(torch.empty(shape, device='meta'))
-    counts = counter.get_flop_counts()['Global']
+    counts = counter.get_flop_counts().get('Global', {})
     return sum(
         count for operator, count in counts.items()
         if not layers or 'mm_acon' not in str(operator)) // 2
@@ -241,19 +242,12 @@ def paper_rows() -> Iterator[Row]:
                       number, counted)
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join(
-        cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-                     for row in rows)
-
-
 def report_papers() -> int:
     rows = list(paper_rows())
     print(
-        table([('network', 'activation', 'quantity', 'counted', 'paper',
-                'difference', 'printed in', 'note')] +
-              [row.cells() for row in rows]))
+        aligned([('network', 'activation', 'quantity', 'counted', 'paper',
+                  'difference', 'printed in', 'note')] +
+                [row.cells() for row in rows]))
     print(f'\n{RULES}')
     off = [row for row in rows if not row.is_as_known]
     agreeing = sum(row.agrees for row in rows)
@@ -287,10 +281,10 @@ def report_config(args: argparse.Namespace) -> Optional[str]:
             return (f'complexity.py: {name} has no learnable activation; '
                     'write --act PWLU, for example.')
         print(
-            table([('site', 'activation', 'width', 'map', 'parameters',
-                    'MACs')] + [(*row[:2], str(row[2]), row[3],
-                                 f'{row[4]:,}', f'{row[5]:,}')
-                                for row in rows]))
+            aligned([('site', 'activation', 'width', 'map', 'parameters',
+                      'MACs')] + [(*row[:2], str(row[2]), row[3],
+                                   f'{row[4]:,}', f'{row[5]:,}')
+                                  for row in rows]))
         print(f'\n{name}, {args.shape[0]}x{args.shape[1]} pixels, '
               f'{len(rows)} sites')
         for quantity, total, added in (

@@ -5,8 +5,8 @@
 Behind the curves of a layer lies the distribution of its input on a few
 images of the test set; a meta-ACON is drawn for the first of them.
 """
-from common import (add_layer_options, chosen_layers, observe, parser, save,
-                    trained_runner)
+from drawing import (add_layer_options, chosen_layers, observe, parser, save,
+                     trained_runner)
 
 from mm_acon.visualization.figures import shapes_figure
 

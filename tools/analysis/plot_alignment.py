@@ -8,8 +8,8 @@ checkpoint from Phase I is drawn before and after realignment.
 """
 from pathlib import Path
 
-from common import (add_layer_options, chosen_layers, observe, parser, save,
-                    trained_runner)
+from drawing import (add_layer_options, chosen_layers, observe, parser, save,
+                     trained_runner)
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

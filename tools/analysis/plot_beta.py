@@ -5,7 +5,7 @@
 meta-ACON has its own betas for each image, ACON one beta per channel for
 all of them.
 """
-from common import chosen_layers, observe, parser, save, trained_runner
+from drawing import chosen_layers, observe, parser, save, trained_runner
 
 from mm_acon import ACONA, ACONB, ACONC, MetaACON
 from mm_acon.visualization.figures import beta_figure

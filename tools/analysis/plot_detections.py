@@ -3,7 +3,7 @@
     python tools/analysis/plot_detections.py CONFIG CHECKPOINT --out FILE
 """
 import torch
-from common import parser, save, trained_runner
+from drawing import parser, save, trained_runner
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle

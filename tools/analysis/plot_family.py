@@ -4,7 +4,7 @@
 """
 import argparse
 
-from common import save
+from drawing import save
 
 from mm_acon.visualization.figures import family_figure
 

@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import Dict
 
-from common import (add_layer_options, chosen_layers, observe, parser, stop,
-                    trained_runner)
+from drawing import (add_layer_options, chosen_layers, observe, parser, stop,
+                     trained_runner)
 
 from mm_acon.activations.pwlu import PHASE_1
 from mm_acon.visualization.figures import save_animation, training_frames

@@ -6,15 +6,14 @@ A ResNet-18 of an eighth of the width learns to tell the drawn shapes apart
 in strong noise, which is drawn anew for every training image in every epoch.
 Every seed has training images and initial weights of its own; the images that
 are tested on are the same for all. All activations share one recipe.
-OUT/study.md gets the tables and what follows from them,
-OUT/figures/study_*.png the figures. Finished runs are kept in
-WORK_DIR/results.json: a study that was interrupted goes on where it was.
+Prints the tables of docs/study.md, which says what they mean, and draws its
+figures, OUT/study_*.png. Finished runs are kept in WORK_DIR/results.json: a
+study that was interrupted goes on where it was.
 """
 import argparse
 import json
 import os
 import random
-import shlex
 import statistics
 import sys
 from pathlib import Path
@@ -22,12 +21,13 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from benchmark_model import Backbone
-from benchmark_ops import kept_bytes
-from common import save, start_benchmark
+from drawing import save
 from matplotlib.figure import Figure
 from mmengine.device import get_device
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
+from tables import table
+from timing import kept_bytes, start_benchmark
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -240,14 +240,7 @@ def alignment(model: nn.Module, batches) -> List[float]:
         handle.remove()
     found: List[float] = []
     for module in modules:
-        x = torch.cat(inputs[module]).transpose(0, 1).flatten(1)
-        std, mean = torch.std_mean(
-            x if module.granularity == 'channel' else x.flatten()[None],
-            1,
-            correction=0)
-        module.running_mean.copy_(mean)
-        module.running_std.copy_(std)
-        iou = module.alignment_iou()
+        iou = module.alignment_iou(torch.cat(inputs[module]))
         found += iou[~iou.isnan()].tolist()
     return found
 
@@ -362,9 +355,12 @@ def compare(better: List[float], worse: List[float]) -> Tuple[float, float]:
     return statistics.fmean(differences), error
 
 
+def student(seeds: int) -> float:
+    return STUDENT[min(seeds - 1, len(STUDENT)) - 1]
+
+
 def verdict(difference: float, error: float, seeds: int) -> str:
-    limit = STUDENT[min(seeds - 1, len(STUDENT)) - 1]
-    if abs(difference) <= limit * error:
+    if abs(difference) <= student(seeds) * error:
         return 'not decided'
     return 'shows' if difference > 0 else 'reversed'
 
@@ -417,16 +413,13 @@ def cost_rows(results: Results) -> List[Tuple[str, ...]]:
             for name, cost in costs.items()]
 
 
-def table(header: Tuple[str, ...], rows: List[Tuple[str, ...]],
-          text_columns: Tuple[int, ...]) -> str:
-    rule = ['---' if i in text_columns else '---:' for i in range(len(header))]
-    return '\n'.join('| ' + ' | '.join(row) + ' |'
-                     for row in (header, rule, *rows))
-
-
-def summary(rows: List[Tuple[str, ...]]) -> str:
+def summary(rows: List[Tuple[str, ...]], seeds: int) -> str:
     """What the verdicts say, in sentences."""
-    lines = []
+    lines = [
+        f'- Decided is what is more than {student(seeds):g} standard errors '
+        'from 0. If no activation differed from another, some '
+        f'{0.05 * len(rows):.1f} rows would be.'
+    ]
     for word, text in (('shows', 'show here'), ('reversed',
                                                 'are reversed here')):
         found = [f'{row[0]} ({row[1]})' for row in rows if row[-1] == word]
@@ -442,75 +435,15 @@ def summary(rows: List[Tuple[str, ...]]) -> str:
 def report(results: Results, args) -> str:
     orderings = ordering_rows(results, args)
     machine = results['machine']
-    command = shlex.join(['python', 'tools/analysis/study.py', *sys.argv[1:]])
-    limit = STUDENT[min(args.seeds - 1, len(STUDENT)) - 1]
-    return f"""# A small study
-
-Written by the command below: all numbers are its own but those said to be the
-papers'. They say what these activations do on one small task with one recipe,
-not what they do on ImageNet.
-
-```bash
-{command}
-```
-
-{machine['device']}; torch {torch.__version__}, {machine['date']}
-
-The network is MMPretrain's ResNet-18 with {WIDTH} instead of 64 channels in
-its first stage; all 17 activations are replaced. It tells the drawn circles,
-squares and triangles apart on {IMAGE_SIZE}-pixel images, flipped at random,
-in Gaussian noise that is {NOISE / (2 * CONTRAST):.1f} times the mean step
-from ground to shape. Noise is drawn anew for every training image in every
-epoch, and once for the test images. Each of the {args.seeds} seeds draws
-{args.train_images} training images and initial weights of its own, and all
-are tested on the same {args.val_images} images. {args.epochs} epochs of
-batches of {BATCH_SIZE}, {OPTIMIZER['type']} with learning rate
-{OPTIMIZER['lr']:g}, one epoch of warm-up and a cosine to 0, weight decay
-{OPTIMIZER['weight_decay']:g} but on what activations learn. PWLU's Phase I is
-the first epoch. The recipe is the same for all, picked among a few that were
-tried on ReLU, Swish, meta-ACON and PWLU, so that all of them learn; with
-another one the order may be another.
-
-## Accuracy and alignment
-
-Top-1 accuracy in percent, over the seeds. A difference is the mean of the
-differences of each seed, ± its standard error. IOU is the alignment of bounds
-and input at the end of training (PWLU paper, Eq. 7), the mean over all units,
-± the standard deviation over the seeds.
-
-{table(('activation', 'mean', 'std', 'min', 'max', 'to ReLU', 'IOU'),
-       accuracy_rows(results, args), (0,))}
-
-![Accuracy of every seed](figures/study_accuracy.png)
-
-![Alignment IOU of all units](figures/study_iou.png)
-
-## The papers' orderings
-
-The papers' differences are those of top-1 accuracy on ImageNet. An ordering
-shows, or is reversed, where the difference here is more than {limit:g}
-standard errors from 0: 95 % of Student's t for {args.seeds} seeds, for each
-row on its own. If no activation differed from another, all the same some
-{0.05 * len(orderings):.1f} of {len(orderings)} rows would be decided.
-
-{summary(orderings)}
-
-{table(('ordering', 'of', 'paper', 'where', 'here', 'standard error',
-        'in standard errors', 'verdict'), orderings, (0, 1, 3, 7))}
-
-## Time and memory
-
-A training step of the backbone on one batch: forward, backward, SGD. The
-networks alternate in one run; ratios are medians of each round's. `kept` is
-what autograd keeps for the backward pass, without parameters. ReLU works in
-place. Phase I of PWLU, ReLU and statistics, was not measured. At this width a
-step consists largely of what is done once a call: for larger networks see
-`docs/benchmarks/`. The PWLU paper speaks of about 20 % more than ReLU in
-training (Sec. 4.3).
-
-{table(('activation', 'step ms', '/ ReLU', 'kept MiB', '/ ReLU',
-        'parameters added'), cost_rows(results), (0,))}
-"""
+    return '\n\n'.join((
+        table(('activation', 'mean', 'std', 'min', 'max', 'to ReLU', 'IOU'),
+              accuracy_rows(results, args)),
+        summary(orderings, args.seeds),
+        table(('ordering', 'of', 'paper', 'where', 'here', 'standard error',
+               'in standard errors', 'verdict'), orderings, (0, 1, 3, 7)),
+        f'{machine["device"]}, {machine["date"]}',
+        table(('activation', 'step ms', '/ ReLU', 'kept MiB', '/ ReLU',
+               'parameters added'), cost_rows(results))))
 
 
 @styled
@@ -570,7 +503,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('--work-dir', default='work_dirs/study')
-    parser.add_argument('--out', default='docs', help='folder of study.md')
+    parser.add_argument(
+        '--out', default='docs/figures', help='folder of the figures')
     parser.add_argument('--seeds', type=int, default=6)
     parser.add_argument(
         '--variants',
@@ -611,10 +545,9 @@ def main() -> None:
     args.machine = start_benchmark(args)
     run_all(args, results)
     out = Path(args.out)
-    save(accuracy_figure(results, args), out / 'figures/study_accuracy.png')
-    save(iou_figure(results, args), out / 'figures/study_iou.png')
-    (out / 'study.md').write_text(report(results, args))
-    print(f'wrote {out / "study.md"}')
+    save(accuracy_figure(results, args), out / 'study_accuracy.png')
+    save(iou_figure(results, args), out / 'study_iou.png')
+    print(f'\n{report(results, args)}')
 
 
 if __name__ == '__main__':

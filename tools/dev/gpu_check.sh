@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: builds the operators for it, runs the tests on it and
 # the benchmarks, and writes what they print to docs/benchmarks/.
-# Usage: bash tools/gpu_check.sh    (PYTHON=... if it is not .venv's)
+# Usage: bash tools/dev/gpu_check.sh    (PYTHON=... if it is not .venv's)
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
 OUT=docs/benchmarks
 "$PYTHON" -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "gpu_check.sh: torch sees no GPU.")'
