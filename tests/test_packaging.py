@@ -137,6 +137,8 @@ def test_wheel_has_configs_and_tools(installed):
     shipped = (ROOT / name for name in ('configs', 'tools', 'model-index.yml'))
     assert files(*mim.iterdir()) == files(*shipped)
     assert not any(path.is_symlink() for path in [mim, *mim.rglob('*')])
+    demo = 'mm_acon/demo/configs'
+    assert files(installed / demo) == files(ROOT / demo)
 
 
 # The README's first config, built, with an image through its backbone.
