@@ -13,7 +13,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .compat import SCOPE, adapt_mmengine, package_config
-from .datasets import demo_config
+from .demo import demo_config
 from .swap.config import add_hook, dicts, type_name, use_activation
 
 

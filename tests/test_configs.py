@@ -17,7 +17,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 from mm_acon import LearnableActivation
-from mm_acon.datasets.demo import demo_config
+from mm_acon.datasets import demo_config
 from mm_acon.swap.probe import probe
 
 for library in ('mmdet', 'mmseg', 'mmpretrain'):

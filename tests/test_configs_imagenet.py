@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mm_acon import PWLU, LearnableActivation
-from mm_acon.datasets.demo import demo_config
+from mm_acon.datasets import demo_config
 from mm_acon.swap.probe import probe
 from tests.helpers.counting import PARAMETERS
 

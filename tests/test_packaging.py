@@ -140,6 +140,8 @@ def test_wheel_has_configs_and_tools(installed):
         if path.parts[:2] != ('tools', 'dev')
     }
     assert not any(path.is_symlink() for path in [mim, *mim.rglob('*')])
+    demo = 'mm_acon/demo/configs'
+    assert files(installed / demo) == files(ROOT / demo)
 
 
 # The README's first config, built, with an image through its backbone.

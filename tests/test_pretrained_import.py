@@ -10,8 +10,8 @@ from mmengine.runner import Runner
 
 from mm_acon import PWLU, LearnableActivation
 from mm_acon.activations.pwlu import PHASE_1, PHASE_2
-from mm_acon.datasets.demo import demo_config
 from mm_acon.cli import load_config
+from mm_acon.datasets import demo_config
 
 for library in ('mmdet', 'mmseg', 'mmpretrain'):
     pytest.importorskip(library)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mm_acon import PWLU
-from mm_acon.datasets.shapes import SHAPES, draw_shapes
+from mm_acon.demo.shapes import SHAPES, draw_shapes
 from mm_acon.visualization.figures import COLOURS, DASHES, styled
 
 # Chosen so that the ReLU network errs on some of the images.

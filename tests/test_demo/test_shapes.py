@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mm_acon.datasets import (SHAPES, shapes, write_cityscapes_shapes,
-                              write_coco_shapes, write_imagenet_shapes)
+from mm_acon.demo import (SHAPES, shapes, write_cityscapes_shapes,
+                          write_coco_shapes, write_imagenet_shapes)
 
 # Cityscapes' train ids and label ids of the classes drawn, by class name.
 CITYSCAPES_IDS = {
