@@ -20,8 +20,9 @@ from .activations import (ACONA, ACONB, ACONC, APL, PAU, PWLU, ACONFReLU,
                           FReLU, LearnableActivation, MetaACON)
 from .checkpoints import SafeCheckpointHook, allow_mmengine_checkpoints
 from .compat import adapt_mmengine
-from .engine import (ActivationOptimWrapperConstructor, ActivationVisHook,
-                     ClassCountHook, PWLURealignHook)
+from .engine import (ActivationOptimWrapperConstructor, ActivationSetupHook,
+                     ActivationVisHook, ClassCountHook, PWLURealignHook,
+                     find_widths)
 from .models import MobileNetV1, SENet154, TFNet
 from .ops.extension import COSTS
 from .swap import SwapActivations, SwapReport, swap_activations
@@ -35,9 +36,10 @@ for _name, _cost in COSTS.items():
 __version__ = '0.1.0'
 __all__ = [
     'ACONA', 'ACONB', 'ACONC', 'ACONFReLU', 'APL',
-    'ActivationOptimWrapperConstructor', 'ActivationVisHook',
-    'ClassCountHook', 'FReLU', 'LearnableActivation', 'MetaACON',
-    'MobileNetV1', 'PAU', 'PWLU', 'PWLURealignHook', 'SENet154',
+    'ActivationOptimWrapperConstructor', 'ActivationSetupHook',
+    'ActivationVisHook', 'ClassCountHook', 'FReLU', 'LearnableActivation',
+    'MetaACON', 'MobileNetV1', 'PAU', 'PWLU', 'PWLURealignHook', 'SENet154',
     'SafeCheckpointHook', 'SwapActivations', 'SwapReport', 'TFNet',
-    'adapt_mmengine', 'allow_mmengine_checkpoints', 'swap_activations'
+    'adapt_mmengine', 'allow_mmengine_checkpoints', 'find_widths',
+    'swap_activations'
 ]

@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 
 from .compat import SCOPE, adapt_mmengine, package_config
 from .demo import demo_config
+from .engine.widths import finding_widths
 from .swap.config import add_hook, dicts, type_name, use_activation
 
 
@@ -110,15 +111,25 @@ def prepare_config(args: Namespace, *loaders: str) -> Config:
     return cfg
 
 
-def build_runner(cfg: Config) -> Runner:
-    """The config's Runner with this package's checks, also over CPUs."""
+def build_runner(cfg: Config, training: bool = False) -> Runner:
+    """The config's Runner with this package's checks, also over CPUs.
+
+    For training, activations get their widths before the model is wrapped.
+    """
     use_ranks_without_gpu(cfg)
     use_checks(cfg)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner_type = cfg.get('runner_type', 'Runner')
+    if isinstance(runner_type, str):
+        runner_type = RUNNERS.get(runner_type)
+    if training:
+        runner_type = finding_widths(runner_type)
+    return runner_type.from_cfg(cfg)
 
 
 def use_checks(cfg: Config) -> None:
-    """Puts SafeCheckpointHook and ClassCountHook into a config.
+    """Puts this package's checks into a config.
+
+    SafeCheckpointHook, ClassCountHook and ActivationSetupHook.
 
     And the import that other tools need to run the config that Runner writes
     into the work dir. A user's own checkpoint hook stays.
@@ -130,7 +141,8 @@ def use_checks(cfg: Config) -> None:
         hooks.checkpoint = dict(type='CheckpointHook', interval=1)
     if hooks.checkpoint and type_name(hooks.checkpoint) == 'CheckpointHook':
         hooks.checkpoint.type = 'SafeCheckpointHook'
-    add_hook(cfg, dict(type='ClassCountHook'))
+    for name in ('ClassCountHook', 'ActivationSetupHook'):
+        add_hook(cfg, dict(type=name))
     given = cfg.get('custom_imports') or {}
     names = given.get('imports') or []
     names = [names] if isinstance(names, str) else list(names)

@@ -52,7 +52,7 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    build_runner(cfg).train()
+    build_runner(cfg, training=True).train()
 
 
 if __name__ == '__main__':

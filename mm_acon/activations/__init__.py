@@ -1,6 +1,6 @@
 from .acon import ACONA, ACONB, ACONC
 from .apl import APL
-from .base import LearnableActivation
+from .base import LearnableActivation, keep_start
 from .dy_relu import build_dy_relu
 from .frelu import ACONFReLU, FReLU
 from .meta_acon import MetaACON
@@ -9,5 +9,6 @@ from .pwlu import PWLU
 
 __all__ = [
     'ACONA', 'ACONB', 'ACONC', 'ACONFReLU', 'APL', 'FReLU',
-    'LearnableActivation', 'MetaACON', 'PAU', 'PWLU', 'build_dy_relu'
+    'LearnableActivation', 'MetaACON', 'PAU', 'PWLU', 'build_dy_relu',
+    'keep_start'
 ]

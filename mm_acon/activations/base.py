@@ -1,4 +1,7 @@
-from typing import Optional
+import math
+from contextlib import contextmanager
+from types import MethodType
+from typing import Dict, Iterator, Optional
 
 import torch
 import torch.distributed as dist
@@ -7,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..ops.checks import check_device, check_input
+from .empty import UnknownWidthError, empty_parameter, fill_parameter
 
 
 def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -23,6 +27,47 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x)
 
 
+class InnerConv(nn.Module):
+    """Weight and bias of a convolution that belongs to an activation.
+
+    No ``nn.Conv2d``: a backbone's or head's rule for its convolutions, and a
+    loop of its own over them, would reach into the activation and give it
+    another start. Square kernels; the numbers start by PyTorch's rule.
+
+    Args:
+        in_channels (int): Channels of the input.
+        out_channels (int): Channels of the output.
+        kernel_size (int): Height and width of the kernel.
+        groups (int): As in ``nn.Conv2d``.
+        bias (bool): Whether there is one.
+    """
+
+    def __init__(self,
+                 in_channels: int,
+                 out_channels: int,
+                 kernel_size: int,
+                 groups: int = 1,
+                 bias: bool = True) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(
+            torch.empty(out_channels, in_channels // groups, kernel_size,
+                        kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+
+    def reset_parameters(self) -> None:
+        bound = 1 / math.sqrt(self.weight[0].numel())
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def extra_repr(self) -> str:
+        return (f'{tuple(self.weight.shape)}, groups={self.groups}, '
+                f'bias={self.bias is not None}')
+
+
+_INIT_MARK = '_params_init_info'
+
+
 class LearnableActivation(nn.Module):
     """Base of the activations whose parameters belong to channels.
 
@@ -30,7 +75,13 @@ class LearnableActivation(nn.Module):
     ``__init__`` and writes the formula in :meth:`activate`. Without
     ``num_channels`` the parameters are empty until the first input or the
     first checkpoint tells the width; they are filled in place, so that an
-    optimizer that was given them keeps them.
+    optimizer that was given them keeps them. While they are empty they can
+    be neither saved nor averaged (:class:`EmptyTensor`), and nothing empty is
+    loaded.
+
+    An activation has its start from when it is built or meets its width. The
+    ``init_weights`` of an owner leaves it as it was, or as a checkpoint that
+    it loads has it (:func:`start_kept`).
 
     Args:
         num_channels (int, optional): C, the size of axis 1 of the input.
@@ -64,6 +115,10 @@ class LearnableActivation(nn.Module):
                 f'positive integer or None, got {num_channels!r}.')
         self.num_channels = num_channels
         self.granularity = granularity
+        # The parameters' values while an owner is initialised, and how many
+        # owners are at it.
+        self._kept: Dict[str, Tensor] = {}
+        self._owners = 0
 
     def build(self) -> None:
         """Registers parameters, empty ones where the width is unknown."""
@@ -71,7 +126,7 @@ class LearnableActivation(nn.Module):
         self.add_parameters(self.num_channels or 1)
         if self.is_lazy:
             for parameter in self.parameters():
-                parameter.data = parameter.data.new_empty(0)
+                empty_parameter(parameter)
         else:
             self.reset_parameters()
 
@@ -109,13 +164,43 @@ class LearnableActivation(nn.Module):
         return super().train(mode and not frozen)
 
     def init_weights(self) -> None:
-        """Called by MMEngine after the owner's own initialisation.
-
-        A backbone's rule for convolutions or norms would otherwise reach the
-        ones inside an activation.
-        """
-        if not self.is_lazy:
+        """Gives the start again; nothing while an owner is initialised."""
+        if not self.is_lazy and not self._owners:
             self.reset_parameters()
+
+    def _keep_start(self) -> None:
+        if not self._owners:
+            self._kept = {
+                name: parameter.detach().clone()
+                for name, parameter in self.named_parameters()
+            }
+        self._owners += 1
+
+    @torch.no_grad()
+    def _restore_start(self) -> None:
+        self._owners -= 1
+        if self._owners:
+            return
+        for name, parameter in self.named_parameters():
+            # Not where a checkpoint was loaded, or told the width.
+            if name in self._kept and self._kept[name].numel():
+                parameter.copy_(self._kept[name])
+        self._kept = {}
+
+    # MMEngine gives every module this attribute when it begins to initialise
+    # a model, and takes it away at the end. In between, rules reach what is
+    # inside an activation, and the activation is not told: it may lie in a
+    # module that MMEngine does not visit.
+    def __setattr__(self, name: str, value) -> None:
+        begins = name == _INIT_MARK and name not in self.__dict__
+        super().__setattr__(name, value)
+        if begins:
+            self._keep_start()
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        if name == _INIT_MARK:
+            self._restore_start()
 
     def forward(self, x: Tensor) -> Tensor:
         # One line for what is nearly always so: on small maps a few calls of
@@ -150,10 +235,11 @@ class LearnableActivation(nn.Module):
             raise RuntimeError(
                 f'{name} meets its first input inside a distributed run: '
                 'DistributedDataParallel was built over parameters that had '
-                'no size yet and would never reduce them. Write '
-                f"act_cfg=dict(type='{name}', num_channels=...), use "
-                'SwapActivations, which knows the widths, or run one forward '
-                'pass under torch.no_grad() before the model is wrapped.')
+                'no size yet and would never reduce them. Train with '
+                'tools/train.py, which finds the widths, call '
+                'mm_acon.find_widths(model, batch) before the model is '
+                'wrapped, use SwapActivations, which knows the widths, or '
+                f"write act_cfg=dict(type='{name}', num_channels=...).")
 
     # A parameter created in inference mode could never be trained.
     @torch.inference_mode(False)
@@ -167,11 +253,18 @@ class LearnableActivation(nn.Module):
         self.to(any_parameter.device, any_parameter.dtype)
         self.train(self.training)
         for name, fresh in list(self.named_parameters()):
-            held[name].data = fresh.data
+            fill_parameter(held[name], fresh.data)
             owner, _, leaf = name.rpartition('.')
             self.get_submodule(owner)._parameters[leaf] = held[name]
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        for name, _ in self.named_parameters():
+            given = state_dict.get(prefix + name)
+            if given is not None and not given.numel():
+                raise UnknownWidthError(
+                    f'{prefix}{name} is empty in what is loaded')
+            if given is not None:
+                self._kept.pop(name, None)
         if self.is_lazy:
             width = self.width_in(state_dict, prefix)
             if width:
@@ -187,3 +280,39 @@ class LearnableActivation(nn.Module):
 
     def extra_repr(self) -> str:
         return f'{self.num_channels}, granularity={self.granularity!r}'
+
+
+@contextmanager
+def start_kept(owner: nn.Module) -> Iterator[None]:
+    """Activations in a module stay as they are while it is initialised.
+
+    What a checkpoint brings meanwhile stays, too.
+    """
+    kept = [
+        module for module in owner.modules()
+        if isinstance(module, LearnableActivation)
+    ]
+    for module in kept:
+        module._keep_start()
+    try:
+        yield
+    finally:
+        for module in kept:
+            module._restore_start()
+
+
+def keep_start(owner: nn.Module) -> None:
+    """Makes the ``init_weights`` of a module leave its activations alone.
+
+    MMEngine's own is noticed by every activation; this is for those that go
+    on after it with a loop over all convolutions and norms, or parameters.
+    """
+    if hasattr(owner, 'init_weights') and getattr(
+            owner.init_weights, '__func__', None) is not init_weights:
+        owner.init_weights = MethodType(init_weights, owner)
+
+
+# Named as what it stands for: an owner that is pickled looks it up by name.
+def init_weights(owner: nn.Module, *args, **kwargs) -> None:
+    with start_kept(owner):
+        type(owner).init_weights(owner, *args, **kwargs)

@@ -6,7 +6,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..ops import acon
-from .base import LearnableActivation, apply_norm
+from .base import InnerConv, LearnableActivation, apply_norm
 
 
 class _Funnel(LearnableActivation):
@@ -31,14 +31,8 @@ class _Funnel(LearnableActivation):
 
     def add_parameters(self, num_channels: int) -> None:
         from mmcv.cnn import build_norm_layer
-        self.conv = nn.Conv2d(
-            num_channels,
-            num_channels,
-            3,
-            stride=self.stride,
-            padding=1,
-            groups=num_channels,
-            bias=False)
+        self.conv = InnerConv(
+            num_channels, num_channels, 3, groups=num_channels, bias=False)
         self.norm = build_norm_layer(self.norm_cfg, num_channels)[1]
 
     def reset_parameters(self) -> None:
@@ -60,7 +54,13 @@ class _Funnel(LearnableActivation):
         identity = x
         if self.stride == 2:
             identity = F.max_pool2d(x, 3, stride=2, padding=1)
-        return identity, apply_norm(self.norm, self.conv(x))
+        condition = F.conv2d(
+            x,
+            self.conv.weight,
+            stride=self.stride,
+            padding=1,
+            groups=self.conv.groups)
+        return identity, apply_norm(self.norm, condition)
 
 
 @MODELS.register_module()

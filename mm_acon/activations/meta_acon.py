@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..ops import acon
 from ..ops.checks import compute_dtype
-from .base import LearnableActivation, apply_norm
+from .base import InnerConv, LearnableActivation, apply_norm
 
 
 class _SpatialMean(torch.autograd.Function):
@@ -47,8 +47,9 @@ class MetaACON(LearnableActivation):
     - ``'pixel'``: :math:`\beta = \sigma(x)`, one per element.
 
     p1 starts at 1 and p2 at 0, fc1 and fc2 by PyTorch's rule for
-    convolutions. Since :math:`\beta < 1`, a ReLU network does not keep its
-    function: the network has to be trained with the activation.
+    convolutions, whatever the owner's ``init_weights`` does. Since
+    :math:`\beta < 1`, a ReLU network does not keep its function: the network
+    has to be trained with the activation.
 
     Args:
         num_channels (int, optional): C, the size of axis 1 of the input.
@@ -103,11 +104,9 @@ class MetaACON(LearnableActivation):
         else:
             hidden, groups = max(self.reduction,
                                  num_channels // self.reduction), 1
-        # In the order of the calls: fuse_conv_bn takes a norm to belong to
-        # the convolution registered before it.
         for index, size in (('1', (num_channels, hidden)),
                             ('2', (hidden, num_channels))):
-            setattr(self, f'fc{index}', nn.Conv2d(*size, 1, groups=groups))
+            setattr(self, f'fc{index}', InnerConv(*size, 1, groups=groups))
             if self.norm_cfg:
                 from mmcv.cnn import build_norm_layer
                 norm = build_norm_layer(self.norm_cfg, size[1])[1]

@@ -4,11 +4,10 @@ from typing import Dict, List, Optional
 
 import torch
 from mmengine.dist import all_gather, get_world_size
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapperDict
+from mmengine.model import BaseAveragedModel
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
@@ -16,6 +15,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..activations import PWLU
 from ..activations.pwlu import NO_PHASES, PHASE_1
+from .activation_setup_hook import ActivationSetupHook, warn_of_left_out
+from .momentum_copies import Mirror, find_mirrors
+from .optim_wrapper_constructor import single_wrappers, unwrapped
 
 
 @HOOKS.register_module()
@@ -24,10 +26,13 @@ class PWLURealignHook(Hook):
 
     In Phase I every PWLU is ReLU, its parameters rest and the statistics of
     its input are followed, pooled over all ranks after every step. At the
-    start of Phase II the bounds are set to mean -+ 3 std (Eq. 6), in the EMA
-    copy of the model too, and ordinary training begins. The phase is part of
-    the checkpoint: a resumed run goes on where it was. PWLUs that are frozen,
-    or already realigned in a loaded checkpoint, are left as they are.
+    start of Phase II the bounds are set to mean -+ 3 std (Eq. 6), and
+    ordinary training begins. Copies that follow the model by momentum take
+    part: EMA's and those of other hooks, and inside the model a part of the
+    same structure without gradient whose weights move, the teacher of
+    MeanTeacherHook, MoCo's key encoder, BYOL's target network. The phase is
+    part of the checkpoint: a resumed run goes on where it was. PWLUs that are
+    frozen, or already realigned in a loaded checkpoint, are left as they are.
 
     .. code-block:: python
 
@@ -55,17 +60,23 @@ class PWLURealignHook(Hook):
         self.phase1_epochs = phase1_epochs
         self.phase1_iters = phase1_iters
         self._handles: list = []
+        self._mirrors: List[Mirror] = []
+        self._followers: Dict[PWLU, List[PWLU]] = {}
 
     def before_train(self, runner) -> None:
         modules = trained_pwlus(runner.model)
         refuse_sharded(runner.model, list(modules.values()))
+        if not any(
+                isinstance(hook, ActivationSetupHook)
+                for hook in runner.hooks):
+            warn_of_left_out(runner)
         self._first_iter = self._phase1_length(runner)
         left_alone = []
         for name, module in modules.items():
             if module.current_phase != NO_PHASES:
                 continue
             if runner.iter < self._first_iter and module.is_relu_form():
-                for copy in self._with_ema_copies(runner, name, module):
+                for copy in [module, *_outside(runner, name)]:
                     copy.start_phase1()
             else:
                 left_alone.append(name)
@@ -88,6 +99,9 @@ class PWLURealignHook(Hook):
                 f'Phase I of {self._first_iter} iterations leaves nothing of '
                 f'the {runner.max_iters} iterations of training for Phase '
                 'II; write a shorter phase1_epochs or phase1_iters.')
+        self._mirrors = find_mirrors(unwrapped(runner.model))
+        self._followers = {module: [] for module in self._waiting.values()}
+        self._meet_followers(runner)
         self._let_parameters_rest(runner)
         print_log(
             f'PWLU: {len(self._waiting)} modules are in Phase I (ReLU) up to '
@@ -106,6 +120,8 @@ class PWLURealignHook(Hook):
                          batch_idx: int,
                          data_batch: DATA_BATCH = None,
                          outputs: Optional[dict] = None) -> None:
+        if self._waiting:
+            self._meet_followers(runner)
         # Not only at the switch: a checkpoint holds what rank 0 has.
         pool_statistics(list(self._waiting.values()))
 
@@ -120,9 +136,17 @@ class PWLURealignHook(Hook):
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             return self.phase1_epochs * len(loader)
         # An endless sampler: a pass is as long as the data set.
-        batch_size = loader.batch_sampler.batch_size * get_world_size()
+        batch_size = getattr(loader.batch_sampler, 'batch_size', None)
+        if not isinstance(batch_size, int) or not hasattr(
+                loader.dataset, '__len__'):
+            raise ValueError(
+                f'phase1_epochs={self.phase1_epochs} needs a data set that '
+                'has a length and a batch sampler of one batch size, got '
+                f'{type(loader.dataset).__name__} and '
+                f'{type(loader.batch_sampler).__name__} with '
+                f'batch_size={batch_size!r}; write phase1_iters instead.')
         return self.phase1_epochs * math.ceil(
-            len(loader.dataset) / batch_size)
+            len(loader.dataset) / (batch_size * get_world_size()))
 
     def _let_parameters_rest(self, runner) -> None:
         """Takes the gradients away right before each optimizer step.
@@ -130,11 +154,6 @@ class PWLURealignHook(Hook):
         With a gradient of zero, weight decay and momentum would still move
         the parameters; without ``requires_grad``, DDP would not know them.
         """
-        wrapper = runner.optim_wrapper
-        wrappers = (
-            wrapper.values()
-            if isinstance(wrapper, OptimWrapperDict) else [wrapper])
-
         def drop_gradients(*unused) -> None:
             for module in self._waiting.values():
                 for parameter in module.parameters():
@@ -142,7 +161,7 @@ class PWLURealignHook(Hook):
 
         self._handles = [
             wrapper.optimizer.register_step_pre_hook(drop_gradients)
-            for wrapper in wrappers
+            for wrapper in single_wrappers(runner.optim_wrapper)
         ]
 
     def _remove_handles(self) -> None:
@@ -156,9 +175,9 @@ class PWLURealignHook(Hook):
         realigned = torch.cat([module.realign() for module in modules])
         after = mean_iou(modules)
         for name, module in self._waiting.items():
-            for copy in self._with_ema_copies(runner, name, module)[1:]:
+            for copy in [*_outside(runner, name), *self._followers[module]]:
                 copy.load_state_dict(module.state_dict())
-        self._waiting = {}
+        self._waiting, self._mirrors, self._followers = {}, [], {}
         self._remove_handles()
         total, count = realigned.numel(), int(realigned.sum())
         print_log(
@@ -168,18 +187,55 @@ class PWLURealignHook(Hook):
             f'{after:.3f} after',
             logger='current')
 
-    @staticmethod
-    def _with_ema_copies(runner, name: str, module: PWLU) -> List[PWLU]:
-        return [module] + [
-            hook.ema_model.module.get_submodule(name)
-            for hook in runner.hooks if isinstance(hook, EMAHook)
-        ]
+    def _meet_followers(self, runner) -> None:
+        """Takes in the parts of the model that turn out to be copies.
+
+        A part of the same structure can also be a frozen network of its own,
+        which must stay as it is: what tells is that its weights move, or in
+        a resumed run that it was taken in before.
+        """
+        for mirror in list(self._mirrors):
+            if not mirror.follows and not any(
+                    isinstance(copy, PWLU) and copy.current_phase == PHASE_1
+                    for _, _, copy in mirror.pairs()):
+                continue
+            self._mirrors.remove(mirror)
+            if len(mirror.sources) != 1:
+                there = ', '.join(mirror.sources) or 'no part'
+                raise ValueError(
+                    f'{mirror.name} follows another part of the model by '
+                    'momentum, and PWLURealignHook cannot tell which: '
+                    f'{there} of the same structure is trained. Leave out '
+                    'PWLURealignHook, so that PWLU trains without phases.')
+            for name, source, copy in mirror.pairs():
+                if source in self._followers:
+                    copies = [copy, *_outside(runner, name)]
+                    self._followers[source].extend(copies)
+                    for copy in copies:
+                        if copy.current_phase == NO_PHASES:
+                            copy.start_phase1()
+
+
+def _outside(runner, name: str) -> List[PWLU]:
+    """The same PWLU in the copies of the model that hooks hold."""
+    found = []
+    for hook in runner.hooks:
+        for value in vars(hook).values():
+            if not isinstance(value, nn.Module):
+                continue
+            if isinstance(value, BaseAveragedModel):
+                value = value.module
+            copy = dict(value.named_modules()).get(name)
+            if (isinstance(copy, PWLU)
+                    and copy is not unwrapped(runner.model).get_submodule(name)
+                    and copy not in found):
+                found.append(copy)
+    return found
 
 
 def trained_pwlus(model: nn.Module) -> Dict[str, PWLU]:
     """The PWLUs of a model that are not frozen, by name."""
-    if is_model_wrapper(model):
-        model = model.module
+    model = unwrapped(model)
     found = {
         name: module
         for name, module in model.named_modules() if isinstance(module, PWLU)

@@ -131,10 +131,19 @@ def use_activation(cfg: Config,
         place.owner[place.key] = ConfigDict(
             type='SwapActivations', backbone=place.config, swap=dict(swap))
     if 'optim_wrapper' in cfg:
-        cfg.optim_wrapper.setdefault('constructor',
-                                     'ActivationOptimWrapperConstructor')
+        _wrap_constructor(cfg.optim_wrapper)
     if act == 'PWLU':
         add_hook(cfg, _realign_hook(cfg.get('train_cfg') or {}))
+
+
+def _wrap_constructor(optim_wrapper: ConfigDict) -> None:
+    """Puts our constructor around the one that a config has, if any."""
+    ours = 'ActivationOptimWrapperConstructor'
+    base = optim_wrapper.get('constructor')
+    if base is None:
+        optim_wrapper['constructor'] = ours
+    elif type_name(dict(type=base)) != ours:
+        optim_wrapper.update(constructor=ours, base_constructor=base)
 
 
 def hook_types(cfg: Config) -> List[str]:

@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 
-from ..activations import LearnableActivation
+from ..activations import LearnableActivation, keep_start
 from .loading import watch_loading
 from .per_call import ActivationPerCall
 from .probe import ACTIVATION_TYPES, SampleInput, Site, probe
@@ -123,6 +123,7 @@ def swap_activations(module: nn.Module,
             holder._modules[name] = replacement
     print_log(f'{type(module).__name__}: {report}', logger='current')
     watch_loading(module)
+    keep_start(module)
     return report
 
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
@@ -65,6 +67,18 @@ def predict(self, inputs, labels, mode='loss'):
     return [0] if mode == 'predict' else ToyModel.forward(self, inputs, labels)
 
 
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class WeightsAndBiases(DefaultOptimWrapperConstructor):
+    """Collects by attribute name, as some libraries do."""
+
+    def add_params(self, params, module, **kwargs):
+        for child in module.modules():
+            for name in ('weight', 'bias'):
+                parameter = getattr(child, name, None)
+                if isinstance(parameter, nn.Parameter):
+                    params.append(dict(params=[parameter]))
+
+
 class StopAt(Hook):
     """Ends the process, or the training, before an iteration."""
 
@@ -88,6 +102,7 @@ def make_runner(work_dir,
                 train_cfg=None,
                 model=None,
                 lr=0.1,
+                runner_type=Runner,
                 **kwargs):
     arguments = dict(
         model=model or ToyModel(),
@@ -110,7 +125,7 @@ def make_runner(work_dir,
         experiment_name=f'toy_{os.urandom(8).hex()}',
         log_level='INFO')
     arguments.update(kwargs)
-    return Runner(**arguments)
+    return runner_type(**arguments)
 
 
 def weights_of(folder, model):

@@ -2,19 +2,23 @@
 import copy
 import gc
 from datetime import timedelta
+from io import BytesIO
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from mmcv.cnn import ConvModule
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, ExponentialMovingAverage
 from mmengine.registry import MODELS
+from mmengine.runner.checkpoint import load_state_dict, weights_to_cpu
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mm_acon import ACONA, ACONC, PWLU, MetaACON
-from mm_acon.activations.base import apply_norm
+from mm_acon import ACONA, ACONC, PWLU, LearnableActivation, MetaACON
+from mm_acon.activations import keep_start
+from mm_acon.activations.base import InnerConv, apply_norm
+from mm_acon.activations.empty import UnknownWidthError
 from tests.utils import ACTIVATIONS, assert_near
 
 EVERY = pytest.mark.parametrize('name', ACTIVATIONS)
@@ -140,12 +144,52 @@ def test_a_checkpoint_without_it_leaves_it_lazy(name):
     assert activation.is_lazy
 
 
+REMEDY = (r'.*an activation has met no input.*mm_acon\.find_widths\(model, '
+          r'batch\).*ActivationSetupHook.*tools/train\.py')
+
+
+@pytest.mark.parametrize('load', (nn.Module.load_state_dict, load_state_dict),
+                         ids=('torch', 'mmengine'))
+@pytest.mark.parametrize('width', (None, 4))
 @LAZY
-def test_lazy_state_dict_goes_into_a_lazy_one(name):
-    activation = lazy(name)
-    activation.load_state_dict(lazy(name).state_dict())
-    assert activation.is_lazy
-    assert activation(images(2, 4, 5, 5)).shape == (2, 4, 5, 5)
+def test_an_empty_state_dict_is_not_loaded(name, width, load):
+    """It was taken before the first input, and has nothing to give."""
+    source = nn.Sequential(lazy(name))
+    held = source.state_dict()
+    source(images(2, 4, 5, 5))
+    target = nn.Sequential(
+        MODELS.build(dict(ACTIVATIONS[name], num_channels=width)))
+    with pytest.raises(
+            UnknownWidthError,
+            match=r'0\.\S+ is empty in what is loaded' + REMEDY):
+        load(target, held, strict=False)
+
+
+@LAZY
+def test_an_empty_state_dict_is_not_saved(name):
+    """Nor after mmengine moved it to the CPU; once filled it is."""
+    model = nn.Sequential(lazy(name))
+    with pytest.raises(UnknownWidthError, match='cannot be saved' + REMEDY):
+        torch.save(weights_to_cpu(model.state_dict()), BytesIO())
+    model(images(2, 4, 5, 5))
+    torch.save(weights_to_cpu(model.state_dict()), BytesIO())
+
+
+@pytest.mark.parametrize('buffers', (False, True))
+@LAZY
+def test_an_average_of_what_has_no_width_is_refused(name, buffers):
+    model = nn.Sequential(lazy(name))
+    average = ExponentialMovingAverage(model, update_buffers=buffers)
+    model(images(2, 4, 5, 5))
+    with pytest.raises(
+            UnknownWidthError,
+            match=r'copy_\(\) of a tensor and of a parameter without a size' +
+            REMEDY):
+        average.update_parameters(model)
+    # Made afterwards it follows.
+    average = ExponentialMovingAverage(model, update_buffers=buffers)
+    average.update_parameters(model)
+    assert torch.equal(average(images(2, 4, 5, 5)), model(images(2, 4, 5, 5)))
 
 
 @LAZY
@@ -182,22 +226,169 @@ def test_init_weights_before_the_first_input(name):
             assert not (parameter == .5).any()
 
 
-@LAZY
-def test_init_weights_is_for_the_owner_too(name):
-    """The owner's rule for convolutions does not reach inside."""
+def careless(module, value=.5):
+    """An owner's loop over all that it has, as heads and backbones do it."""
+    for child in module.modules():
+        if isinstance(child, (nn.Conv2d, nn.Linear)):
+            nn.init.constant_(child.weight, value)
+        elif isinstance(child, (nn.BatchNorm2d, nn.GroupNorm)):
+            nn.init.constant_(child.weight, value)
+            nn.init.constant_(child.bias, 1e-4)
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.constant_(parameter, value)
 
-    class Backbone(BaseModule):
+
+RULES = [
+    dict(type='Constant', layer=['Conv2d', 'BatchNorm2d'], val=.5, bias=.5),
+    dict(type='Normal', layer=['MetaACON', 'FReLU', 'PWLU', 'InnerConv'])
+]
+
+
+class Owner(BaseModule):
+    """Rules before, rules in a part of its own, and a loop afterwards."""
+
+    def __init__(self, name, loop, init_cfg=RULES):
+        super().__init__(init_cfg)
+        self.conv = nn.Conv2d(3, 4, 1)
+        # Neither is a module that MMEngine goes on from.
+        self.inner = nn.Sequential(
+            ConvModule(
+                4, 4, 1, act_cfg=dict(ACTIVATIONS[name], num_channels=4)),
+            nn.ModuleDict(
+                dict(act=MODELS.build(
+                    dict(ACTIVATIONS[name], num_channels=4)))))
+        self.loop = loop
+
+    def init_weights(self):
+        if self.loop == 'alone':
+            careless(self)
+            return
+        super().init_weights()
+        if self.loop == 'after':
+            careless(self)
+
+
+def state(model):
+    return {
+        f'{prefix}.{name}': value.clone()
+        for prefix, module in model.named_modules()
+        if isinstance(module, LearnableActivation)
+        for name, value in module.state_dict().items()
+    }
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys() and first
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+@pytest.mark.parametrize('loop', (None, 'after', 'alone'))
+@EVERY
+def test_init_weights_of_an_owner_leaves_it_alone(name, loop):
+    """Rules of its config, loops, an owner around it, and all that twice."""
+
+    class Model(BaseModule):
 
         def __init__(self):
-            super().__init__(
-                init_cfg=dict(type='Constant', layer='Conv2d', val=.5))
-            self.act = MODELS.build(dict(ACTIVATIONS[name], num_channels=4))
+            super().__init__(dict(type='Constant', layer='Conv2d', val=.5))
+            self.owner = Owner(name, loop)
 
-    backbone = Backbone()
-    backbone.init_weights()
-    for key, parameter in backbone.named_parameters():
-        if key.endswith(('fc1.weight', 'fc2.weight', 'conv.weight')):
-            assert not (parameter == .5).any()
+    model = Model()
+    before = state(model)
+    for _ in range(2):
+        model.init_weights()
+        assert_equal(state(model), before)
+    assert (model.owner.conv.weight == .5).all()
+    # Its own call gives the start again.
+    activation = model.owner.inner[1]['act']
+    with torch.no_grad():
+        for parameter in activation.parameters():
+            parameter.fill_(7.)
+    activation.init_weights()
+    assert not any((p == 7).any() for p in activation.parameters())
+
+
+@EVERY
+def test_keep_start_of_an_owner_that_is_called_itself(name):
+    """Its loop runs when MMEngine's part is over; and copies keep to it."""
+    owner = Owner(name, 'after')
+    keep_start(owner)
+    keep_start(owner)
+    before = state(owner)
+    for model in (owner, copy.deepcopy(owner)):
+        model.init_weights()
+        assert_equal(state(model), before)
+        assert (model.conv.weight == .5).all()
+    # Without a loop over norms and parameters nothing is needed: what is
+    # inside is no layer that a rule names.
+    plain = Owner('MetaACON', 'after')
+    weights = [m.weight.clone() for m in plain.modules()
+               if isinstance(m, InnerConv)]
+    for module in plain.modules():
+        if isinstance(module, nn.Conv2d):
+            module.reset_parameters()
+    assert all(
+        torch.equal(m.weight, weight) for m, weight in zip(
+            (m for m in plain.modules() if isinstance(m, InnerConv)), weights))
+
+
+@EVERY
+def test_what_init_weights_loads_stays(name, tmp_path):
+    trained_owner = Owner(name, None)
+    with torch.no_grad():
+        for parameter in trained_owner.parameters():
+            parameter.normal_()
+    path = str(tmp_path / 'weights.pth')
+    torch.save(trained_owner.state_dict(), path)
+    owner = Owner(
+        name, None, [*RULES, dict(type='Pretrained', checkpoint=path)])
+    owner.init_weights()
+    assert_equal(state(owner), state(trained_owner))
+
+
+def test_realigned_bounds_stay():
+    owner = Owner('PWLU', 'after')
+    keep_start(owner)
+    unit = owner.inner[0].activate
+    unit.start_phase1()
+    unit(images(2, 4, 5, 5))
+    assert unit.realign().all()
+    before = state(owner)
+    owner.init_weights()
+    assert_equal(state(owner), before)
+
+
+@pytest.mark.parametrize('init', (
+    lambda p: nn.init.kaiming_normal_(p.weight),
+    lambda p: nn.init.constant_(p.weight, 1),
+    lambda p: p.reset_parameters(),
+))
+@LAZY
+def test_loops_over_what_has_no_size(name, init):
+    """A backbone's own init walks over convolutions, and over parameters."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), lazy(name))
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            init(child)
+    careless(module, 7.)
+    assert module(images(2, 3, 5, 5)).shape == (2, 4, 5, 5)
+    for parameter in module[1].parameters():
+        assert not (parameter == 7).any()
+
+
+@pytest.mark.parametrize('options', (
+    dict(), dict(groups=4), dict(bias=False), dict(groups=2, bias=False)))
+def test_inner_conv_starts_as_a_convolution(options):
+    inner = InnerConv(4, 8, 3, **options)
+    torch.manual_seed(0)
+    inner.reset_parameters()
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 8, 3, **options)
+    assert inner.state_dict().keys() == conv.state_dict().keys()
+    for mine, true in zip(inner.parameters(), conv.parameters()):
+        torch.testing.assert_close(mine, true)
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16], ids=str)
@@ -275,7 +466,7 @@ def train_in_two_processes(rank):
         with pytest.raises(
                 RuntimeError,
                 match=f'{kind.__name__} meets its first input inside a '
-                f'distributed run.*num_channels=.*SwapActivations.*no_grad'):
+                f'distributed run.*find_widths.*SwapActivations.*num_channels='):
             model(x)
 
     # What the message advises: a width, or a pass without gradients before.

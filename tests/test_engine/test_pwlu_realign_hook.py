@@ -3,11 +3,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.hooks import Hook
+from mmengine.model import ExponentialMovingAverage
+from mmengine.runner import IterBasedTrainLoop
+from torch import nn
 
 from mm_acon import PWLU, PWLURealignHook
 from mm_acon.activations.pwlu import NO_PHASES, PHASE_1, PHASE_2
@@ -286,6 +290,194 @@ def test_ema_survives_resume(tmp_path):
         for name in ('straight', 'broken'))
     assert_same(first['state_dict'], second['state_dict'])
     assert_same(first['ema_state_dict'], second['ema_state_dict'])
+
+
+class Student(ToyModel):
+    """The model of the toy in a part of its own, and parts beside it."""
+
+    def __init__(self, **others):
+        super().__init__()
+        self.student = ToyModel()
+        del self.conv1, self.act1, self.conv2, self.act2, self.head
+        for name, module in others.items():
+            self.add_module(name, module)
+
+    def forward(self, *args, **kwargs):
+        if hasattr(self, 'average'):
+            self.average.update_parameters(self.student)
+        return self.student(*args, **kwargs)
+
+
+class Follow(Hook):
+    """As mmdet's MeanTeacherHook: equal at the start, then by momentum."""
+
+    def __init__(self, momentum=.01, interval=1):
+        self.momentum = momentum
+        self.interval = interval
+
+    def before_train(self, runner):
+        if runner.iter == 0:
+            self.follow(runner.model, 1)
+
+    def after_train_iter(self, runner, batch_idx, *args, **kwargs):
+        if (runner.iter + 1) % self.interval == 0:
+            self.follow(runner.model, self.momentum)
+
+    def follow(self, model, momentum):
+        for mine, source in zip(model.teacher.parameters(),
+                                model.student.parameters()):
+            mine.data.mul_(1 - momentum).add_(source.data, alpha=momentum)
+
+
+class AtTheSwitch(Hook):
+    """Bounds of the units right after realignment, and their ReLU gap."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, *units):
+        self.units = units
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 2 * ITERS:
+            self.state = [
+                copy.deepcopy(runner.model.get_submodule(unit).state_dict())
+                for unit in self.units
+            ]
+
+
+def other_toy():
+    """The same structure, other weights."""
+    model = ToyModel()
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.normal_(module.weight)
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize('interval', (1, 5))
+def test_a_teacher_that_follows_by_momentum(tmp_path, interval):
+    """Between the old bounds and the new it would be no function of both."""
+    seen = AtTheSwitch('student.act1', 'teacher.act1')
+    model = Student(teacher=other_toy())
+    make_runner(
+        tmp_path, [HOOK, Follow(interval=interval), seen],
+        epochs=3, model=model).train()
+    student, teacher = seen.state
+    assert_same(student, teacher)
+    assert teacher['phase'] == PHASE_2
+    assert not (teacher['right_bound'] == 3).any()
+    assert model.teacher.act1.current_phase == PHASE_2
+
+
+def test_a_teacher_and_its_own_ema(tmp_path):
+    """EMA's copy of the model has a teacher, too."""
+    model = Student(teacher=other_toy())
+    runner = make_runner(
+        tmp_path, [HOOK, Follow(), dict(type='EMAHook', momentum=1e-6)],
+        epochs=3, model=model)
+    runner.train()
+    ema = next(hook.ema_model.module for hook in runner.hooks
+               if type(hook).__name__ == 'EMAHook')
+    for unit in (ema.student.act1, ema.teacher.act1):
+        assert unit.current_phase == PHASE_2
+        assert ((unit.right_bound - 3).abs() > 0.01).all()
+
+
+def test_an_average_inside_the_model(tmp_path):
+    """As MoCo and BYOL: it follows in the model's own forward."""
+    model = Student()
+    model.average = ExponentialMovingAverage(model.student, momentum=1e-6)
+    seen = AtTheSwitch('student.act1', 'average.module.act1')
+    make_runner(tmp_path, [HOOK, seen], epochs=3, model=model).train()
+    assert_same(*seen.state)
+    assert model.average.module.act1.current_phase == PHASE_2
+    assert mean_iou([model.average.module.act1]) > .99
+
+
+def test_a_copy_that_a_hook_holds(tmp_path):
+
+    class Average(Hook):
+
+        def before_run(self, runner):
+            self.any_name = ExponentialMovingAverage(
+                runner.model, momentum=1e-6)
+
+        def after_train_iter(self, runner, *args, **kwargs):
+            self.any_name.update_parameters(runner.model)
+
+    hook = Average()
+    make_runner(tmp_path, [HOOK, hook], epochs=3).train()
+    assert mean_iou([hook.any_name.module.act1]) > .99
+
+
+def test_a_frozen_network_of_the_same_structure_stays(tmp_path):
+    """A teacher for distillation follows nobody."""
+    teacher = other_toy()
+    before = copy.deepcopy(teacher.state_dict())
+    make_runner(
+        tmp_path, [HOOK], epochs=3, model=Student(teacher=teacher)).train()
+    assert_same(teacher.state_dict(), before)
+
+
+def test_a_teacher_survives_resume(tmp_path):
+    """Interrupted at the switch it is known from the checkpoint's phases."""
+
+    def make(name, *hooks, **kwargs):
+        return make_runner(
+            tmp_path / name, [HOOK, Follow(), *hooks], epochs=3,
+            model=Student(teacher=other_toy()), **kwargs)
+
+    straight = make('straight')
+    straight.train()
+    for stop in (2 * ITERS - 1, 2 * ITERS):
+        with pytest.raises(KeyboardInterrupt):
+            make(f'broken{stop}', StopAt(stop)).train()
+        resumed = make(f'broken{stop}', resume=True)
+        resumed.train()
+        assert_same(straight.model.state_dict(), resumed.model.state_dict())
+
+
+def test_an_average_of_what_cannot_be_told(tmp_path):
+    model = Student(second=ToyModel())
+    model.average = ExponentialMovingAverage(model.student)
+    with pytest.raises(
+            ValueError,
+            match='average.module follows another part of the model by '
+            'momentum.*cannot tell which: student, second of the same'):
+        make_runner(tmp_path, [HOOK], epochs=3, model=model).train()
+
+
+@pytest.mark.parametrize('batch_sampler', (
+    SimpleNamespace(batch_size=[4, 2]), iter([]), None))
+def test_epochs_without_one_batch_size(batch_sampler):
+    """As that of data sets that are mixed."""
+    loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
+    runner = SimpleNamespace(
+        train_loop=loop,
+        train_dataloader=SimpleNamespace(
+            dataset=range(40), batch_sampler=batch_sampler))
+    with pytest.raises(
+            ValueError,
+            match='phase1_epochs=1 needs a data set that has a length and a '
+            'batch sampler of one batch size.*write phase1_iters instead'):
+        PWLURealignHook(phase1_epochs=1)._phase1_length(runner)
+    hook = PWLURealignHook(phase1_iters=7)
+    assert hook._phase1_length(runner) == 7
+
+
+def test_what_is_in_no_optimizer_is_named(tmp_path):
+    """Also where only this hook is there; once where both are."""
+    hooks = [HOOK, dict(type='ActivationSetupHook')]
+    for number in (1, 2):
+        make_runner(
+            tmp_path / str(number), hooks[:number], epochs=3,
+            optim_wrapper=dict(
+                constructor='WeightsAndBiases',
+                paramwise_cfg=dict(norm_decay_mult=0.),
+                optimizer=dict(type='SGD', lr=.1, weight_decay=.1))).train()
+        text = logged(tmp_path / str(number))
+        assert text.count('10 activation parameters require a gradient and '
+                          'are in no optimizer') == 1
 
 
 def test_gradient_checkpointing_counts_once(tmp_path):

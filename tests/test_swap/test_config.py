@@ -1,6 +1,7 @@
 import pytest
 
-from mm_acon import PWLURealignHook, SwapActivations
+from mm_acon import (ActivationOptimWrapperConstructor, PWLURealignHook,
+                     SwapActivations)
 from mm_acon.swap.config import find_backbones, type_name, use_activation
 from tests.helpers.configs import config
 from tests.helpers.toy import ToyModel
@@ -20,12 +21,14 @@ def test_use_activation_wraps_the_backbone_as_it_is():
     assert 'custom_hooks' not in cfg
 
 
-def test_use_activation_keeps_the_users_constructor_and_hooks():
+def test_use_activation_wraps_the_users_constructor_and_keeps_hooks():
     cfg = config(
         optim_wrapper=dict(constructor='Mine'),
         custom_hooks=[dict(type='EMAHook')])
     use_activation(cfg, 'PWLU')
-    assert cfg.optim_wrapper.constructor == 'Mine'
+    assert cfg.optim_wrapper == dict(
+        constructor='ActivationOptimWrapperConstructor',
+        base_constructor='Mine')
     assert [hook.type for hook in cfg.custom_hooks
             ] == ['EMAHook', 'PWLURealignHook']
 
@@ -47,6 +50,15 @@ def test_a_hook_of_the_users_own_stays():
     cfg = config(custom_hooks=[dict(type='PWLURealignHook', phase1_iters=7)])
     use_activation(cfg, 'PWLU')
     assert len(cfg.custom_hooks) == 1
+
+
+@pytest.mark.parametrize('ours', (
+    'ActivationOptimWrapperConstructor', ActivationOptimWrapperConstructor))
+def test_a_constructor_that_is_ours_is_not_wrapped_again(ours):
+    given = dict(constructor=ours, base_constructor='Mine')
+    cfg = config(optim_wrapper=dict(given))
+    use_activation(cfg, 'PWLU')
+    assert cfg.optim_wrapper == given
 
 
 def test_use_activation_finds_nested_backbones():

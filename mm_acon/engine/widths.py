@@ -1,0 +1,203 @@
+"""Finds the widths of activations before anything takes their parameters."""
+import random
+from contextlib import contextmanager
+from typing import Any, Iterator, List
+
+import numpy as np
+import torch
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.model import BaseModel, is_model_wrapper
+from torch import Tensor, nn
+
+from ..activations import LearnableActivation
+from ..activations.empty import UnknownWidthError
+from .momentum_copies import find_mirrors
+
+
+def without_width(model: nn.Module) -> List[str]:
+    """Names of the activations that have no width yet."""
+    return [
+        name for name, module in model.named_modules()
+        if isinstance(module, LearnableActivation) and module.is_lazy
+    ]
+
+
+def find_widths(model: nn.Module, batch: Any) -> None:
+    """Gives activations whose width is not known their parameters.
+
+    One forward pass without gradient, right after a model is built: before
+    optimizer, EMA and DistributedDataParallel see it. The pass is that of
+    training, so that auxiliary heads take part; weights, buffers and random
+    state are afterwards what they were. An activation that the pass does not
+    reach takes the width of the module that it is a momentum copy of, or of
+    the layer registered before it. Nothing is run where all widths are known.
+
+    .. code-block:: python
+
+        model = MODELS.build(cfg.model)
+        mm_acon.find_widths(model, next(iter(train_dataloader)))
+
+    Args:
+        model (nn.Module): A model.
+        batch: Of a model of MMEngine what a dataloader gives, which its
+            ``data_preprocessor`` takes. Of others the input tensor, a tuple
+            of arguments or a dict of them.
+
+    Raises:
+        RuntimeError: the pass failed, the model is wrapped already, or an
+            activation is left without a width.
+    """
+    if not without_width(model):
+        return
+    if is_model_wrapper(model):
+        raise RuntimeError(
+            f'{type(model).__name__} was built over activations without a '
+            f'width ({_some(without_width(model))}) and would never reduce '
+            'their gradients. Call mm_acon.find_widths(model, batch) before '
+            'the model is wrapped, or train with tools/train.py, which does.')
+    lazy = [model.get_submodule(name) for name in without_width(model)]
+    with _left_as_it_was(model), torch.no_grad():
+        try:
+            try:
+                _forward(model, batch)
+            except UnknownWidthError:
+                # A momentum copy follows inside the forward, before anything
+                # told it its width.
+                _fill_copies(model)
+                _forward(model, batch)
+        except Exception as error:
+            raise RuntimeError(
+                f'{type(model).__name__} could not be run to find the widths '
+                f'of {_some(without_width(model))}: {type(error).__name__}: '
+                f'{error}. Call mm_acon.find_widths(model, batch) with a '
+                'batch that it can be trained on, or use SwapActivations, '
+                'which knows the widths.') from error
+        _fill_copies(model)
+        _fill_from_neighbours(model)
+        for module in lazy:
+            if not module.is_lazy:
+                # Norms inside took the batch into their statistics.
+                module.reset_parameters()
+    for module in lazy:
+        # What is inside was made in the mode of the pass.
+        module.train(module.training)
+    left = without_width(model)
+    if left:
+        raise RuntimeError(
+            f'{_some(left)} met no input in a training step, and nothing '
+            'else tells their width. Write num_channels in their act_cfg, or '
+            'leave them out of the model.')
+    print_log(
+        f'{type(model).__name__}: {len(lazy)} activations got their width by '
+        'one forward pass',
+        logger='current')
+
+
+def _some(names: List[str]) -> str:
+    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+    return ', '.join(names[:5]) + more
+
+
+def _forward(model: nn.Module, batch: Any) -> None:
+    if isinstance(model, BaseModel):
+        batch = model.data_preprocessor(batch, True)
+        mode = dict(mode='loss')
+    else:
+        mode = {}
+    if isinstance(batch, dict):
+        model(**batch, **mode)
+    elif isinstance(batch, (list, tuple)):
+        model(*batch, **mode)
+    else:
+        model(batch, **mode)
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Weights, buffers, modes and random states, whatever a pass does."""
+    # What an activation without a width has is replaced as a whole.
+    new = {
+        part
+        for name in without_width(model)
+        for part in model.get_submodule(name).modules()
+    }
+    held = [(owner, name, value, value.detach().clone())
+            for module in model.modules() if module not in new
+            for owner in (module._parameters, module._buffers)
+            for name, value in owner.items() if isinstance(value, Tensor)]
+    training = {module: module.training for module in model.modules()}
+    with _random_states_kept():
+        try:
+            model.train()
+            yield
+        finally:
+            for module, flag in training.items():
+                module.training = flag
+            for owner, name, value, before in held:
+                value.data.copy_(before)
+                owner[name] = value
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def _fill_copies(model: nn.Module) -> None:
+    for mirror in find_mirrors(model):
+        for _, source, copied in mirror.pairs():
+            if copied.is_lazy and not source.is_lazy:
+                copied.materialize(source.num_channels)
+
+
+def _fill_from_neighbours(model: nn.Module) -> None:
+    """As wide as the convolution or norm before it in the same module."""
+    for parent in model.modules():
+        width = None
+        for module in parent.children():
+            if isinstance(module, LearnableActivation):
+                if module.is_lazy and width:
+                    module.materialize(width)
+                continue
+            for name in ('out_channels', 'num_features', 'out_features'):
+                width = getattr(module, name, width)
+
+
+def training_batch(runner) -> Any:
+    """One batch of a Runner's training data, from a loader of its own.
+
+    Its own one may hold an endless sampler, which would go on after it.
+    """
+    loader = runner._train_dataloader
+    with _random_states_kept():
+        if isinstance(loader, dict):
+            loader = dict(loader, num_workers=0)
+            for key in ('persistent_workers', 'prefetch_factor', 'timeout'):
+                loader.pop(key, None)
+            loader = runner.build_dataloader(loader, seed=runner.seed)
+        return next(iter(loader))
+
+
+def finding_widths(runner_type: type) -> type:
+    """A Runner that finds the widths before it wraps the model in DDP.
+
+    For training: the data set is built once more for it, and one batch read,
+    where a width is not known.
+    """
+
+    class WidthFindingRunner(runner_type):
+
+        def wrap_model(self, model_wrapper_cfg, model: nn.Module):
+            if self._train_dataloader is not None and without_width(model):
+                find_widths(model.to(get_device()), training_batch(self))
+            return super().wrap_model(model_wrapper_cfg, model)
+
+    WidthFindingRunner.__name__ = runner_type.__name__
+    return WidthFindingRunner
