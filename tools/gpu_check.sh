@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: builds the operators for it, runs the tests on it and
 # the benchmarks, and writes what they print to docs/benchmarks/.
-# Usage: bash tools/dev/gpu_check.sh    (PYTHON=... if it is not .venv's)
+# Usage: bash tools/gpu_check.sh    (PYTHON=... if it is not .venv's)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
