@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..versions import is_compiling
 from ..ops import pwlu
 from ..ops.pwlu import MIN_WIDTH
 from .base import LearnableActivation
@@ -32,7 +33,7 @@ class _JoinGraph(torch.autograd.Function):
 
 def _in_backward() -> bool:
     """Whether this forward is the re-run of gradient checkpointing."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return False
     return torch._C._current_graph_task_id() != -1
 
@@ -141,11 +142,11 @@ class PWLU(LearnableActivation):
             return
         x = x.float()
         if self.granularity == 'layer':
-            std, mean = torch.std_mean(x, correction=0)
+            std, mean = torch.std_mean(x, unbiased=False)
             std, mean = std.view(1), mean.view(1)
         else:
             axes = [axis for axis in range(x.dim()) if axis != 1]
-            std, mean = torch.std_mean(x, axes, correction=0)
+            std, mean = torch.std_mean(x, axes, unbiased=False)
         # A batch that overflowed does not count.
         valid = mean.isfinite() & std.isfinite()
         weight = torch.where(self.num_batches == 0, 1.0, 0.1)

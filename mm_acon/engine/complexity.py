@@ -2,9 +2,9 @@
 import torch
 from mmengine.analysis import complexity_analysis
 from mmengine.analysis.jit_handles import elementwise_flop_counter
-from torch.utils.flop_counter import register_flop_formula
 
 from ..ops.extension import DEVICES
+from ..versions import register_flop_formula
 
 # Multiply-adds per element, as MMEngine counts; a sigmoid counts as one.
 _COST = dict(acon=4, pwlu=2)

@@ -7,6 +7,8 @@ from typing import FrozenSet
 
 import torch
 
+from ..versions import is_compiling
+
 BUILD_COMMAND = 'pip install --no-build-isolation -e .'
 
 
@@ -31,7 +33,7 @@ def _load() -> FrozenSet[str]:
 DEVICES = _load()
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def _warn_of_reference(device: str) -> None:
     command = BUILD_COMMAND
     if device == 'cuda':
@@ -48,7 +50,7 @@ def has_kernels(x: torch.Tensor) -> bool:
     device = x.device.type
     if device in DEVICES or (device == 'meta' and DEVICES):
         return True
-    if device in ('cpu', 'cuda') and not torch.compiler.is_compiling():
+    if device in ('cpu', 'cuda') and not is_compiling():
         _warn_of_reference(device)
     return False
 

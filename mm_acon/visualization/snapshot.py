@@ -127,7 +127,7 @@ def _grid(values: Tensor, bounds: Optional[Tensor]) -> Tensor:
     centre, spread = 0., 1.
     if values.numel():
         # In double precision, and not too far: a run may be diverging.
-        std, mean = torch.std_mean(values.cpu().double(), correction=0)
+        std, mean = torch.std_mean(values.cpu().double(), unbiased=False)
         # A constant input still has a curve around it.
         centre, spread = mean.item(), std.item() or 1.
     left = max(centre - 4 * spread, -1e30)
@@ -165,7 +165,7 @@ def _alignment_iou(module: PWLU, x: Tensor) -> Tensor:
     axes = [axis for axis in range(x.dim()) if axis != 1]
     if module.granularity == 'layer':
         axes = list(range(x.dim()))
-    std, mean = torch.std_mean(x, axes, correction=0)
+    std, mean = torch.std_mean(x, axes, unbiased=False)
     measured = copy.copy(module)
     measured._buffers = dict(
         module._buffers, running_mean=mean.view(-1), running_std=std.view(-1))

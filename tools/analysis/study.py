@@ -244,7 +244,7 @@ def alignment(model: nn.Module, batches) -> List[float]:
         std, mean = torch.std_mean(
             x if module.granularity == 'channel' else x.flatten()[None],
             1,
-            correction=0)
+            unbiased=False)
         module.running_mean.copy_(mean)
         module.running_std.copy_(std)
         iou = module.alignment_iou()
