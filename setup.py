@@ -85,7 +85,8 @@ def link_mim():
     mim.mkdir(exist_ok=True)
     for name in ('configs', 'tools', 'model-index.yml'):
         link = mim / name
-        if not link.is_symlink():
+        # In an sdist that setuptools 61 made there are copies.
+        if not os.path.lexists(link):
             link.symlink_to(Path('../..', name))
 
 
