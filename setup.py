@@ -7,9 +7,19 @@ FORCE_CUDA=1 and, for example, TORCH_CUDA_ARCH_LIST='8.0;9.0'.
 import os
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
+
+# First of all: an older one ignores [project] in pyproject.toml, builds a
+# package without name and version, and says nothing.
+if int(setuptools.__version__.split('.')[0]) < 61:
+    raise SystemExit(
+        'mm_acon needs setuptools 61 or newer, and '
+        f'{sys.executable} has {setuptools.__version__}: '
+        "python -m pip install --upgrade 'setuptools>=61,<82' (mmcv needs one "
+        'below 82), or install mm_acon without --no-build-isolation.')
 
 
 def with_cuda():
@@ -32,12 +42,12 @@ def arguments():
     if os.getenv('MM_ACON_WITH_OPS', '1') == '0':
         return {}
     from torch.utils.cpp_extension import (BuildExtension, CppExtension,
-                                           CUDAExtension, get_cxx_compiler)
+                                           CUDAExtension)
 
     class BuildOperators(BuildExtension):
 
         def run(self):
-            compiler = get_cxx_compiler()
+            compiler = os.getenv('CXX', 'c++')
             if shutil.which(shlex.split(compiler)[0]) is None:
                 raise SystemExit(
                     'The operators of mm_acon are C++, and there is no '
@@ -75,9 +85,10 @@ def link_mim():
     mim.mkdir(exist_ok=True)
     for name in ('configs', 'tools', 'model-index.yml'):
         link = mim / name
-        if not link.is_symlink():
+        # In an sdist that setuptools 61 made there are copies.
+        if not os.path.lexists(link):
             link.symlink_to(Path('../..', name))
 
 
 link_mim()
-setup(**arguments())
+setuptools.setup(**arguments())

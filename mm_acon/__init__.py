@@ -19,7 +19,7 @@ from mmengine.analysis.jit_handles import elementwise_flop_counter
 from .activations import (ACONA, ACONB, ACONC, APL, PAU, PWLU, ACONFReLU,
                           FReLU, LearnableActivation, MetaACON)
 from .checkpoints import SafeCheckpointHook, allow_mmengine_checkpoints
-from .compat import adapt_mmengine
+from .adapt import adapt_mmengine
 from .engine import (ActivationOptimWrapperConstructor, ActivationSetupHook,
                      ActivationVisHook, ClassCountHook, PWLURealignHook,
                      find_widths)

@@ -12,7 +12,7 @@ from mmengine.hub import get_config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .compat import SCOPE, adapt_mmengine, package_config
+from .adapt import SCOPE, adapt_mmengine, package_config
 from .demo import demo_config
 from .engine.widths import finding_widths
 from .swap.config import add_hook, dicts, type_name, use_activation
@@ -72,7 +72,7 @@ def prepare_config(args: Namespace, *loaders: str) -> Config:
     """Loads the config that the options name, as they change it.
 
     A mistake in them ends the tool with a message. mmengine is adapted, see
-    :func:`mm_acon.compat.adapt_mmengine`.
+    :func:`mm_acon.adapt_mmengine`.
 
     Args:
         args (Namespace): Of :func:`add_config_options`.

@@ -1,101 +1,91 @@
-"""What is changed of mmengine, and only by whoever asks for it.
+"""What Python and torch have not had since the oldest that is supported.
 
-Importing mm_acon changes nothing of it. The command line tools call
-:func:`adapt_mmengine`, and so may a program of your own.
+Each entry says with which version it goes. Nothing else in the package asks
+for a version, or whether a name exists; what differs in C++ is in
+ops/csrc/compat.h.
 """
-import functools
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Optional, Tuple
+from importlib import metadata
+from typing import Callable, Dict, Iterator, List, Sequence
 
-import mmengine.runner.checkpoint
-from mmengine.config import Config
-from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.model import PretrainedInit
-from mmengine.registry import WEIGHT_INITIALIZERS
-from mmengine.runner import CheckpointLoader
+import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from .checkpoints import guarded
-
-SCOPE = 'mm_acon::'
-FOLDER = Path(__file__).parent / '.mim' / 'configs'
+_LIBRARIES = []
 
 
-@functools.lru_cache(maxsize=None)
-def adapt_mmengine() -> None:
-    """Changes mmengine for this process; a second call does nothing.
+def register_fake(operator: str) -> Callable:
+    """``torch.library.register_fake``: shapes without arithmetic.
 
-    - Every way of mmengine to load a checkpoint refuses what could run code,
-      whatever torch's default and environment variables say, and its errors
-      name the file (:func:`mm_acon.checkpoints.guarded`). Until mmengine
-      passes ``weights_only=True`` to torch.load.
-    - ``init_cfg=dict(type='Pretrained')`` names the file when it has no key
-      with the prefix. Until mmengine's own message does.
-    - ``_base_ = 'mm_acon::...'`` is found. mmengine itself finds only the
-      configs of the packages that it lists, wants a folder in front of the
-      name, and looks for a development install in the wrong place.
-    - ``mmseg::`` is found where it is not of mmsegmentation: the maintained
-      fork's is of onedl-mmsegmentation, and its mmengine would install
-      mmsegmentation over it.
+    Goes with torch 2.4; ``impl_abstract`` came with 2.1.
     """
-    for prefix, loader in list(CheckpointLoader._schemes.items()):
-        CheckpointLoader.register_scheme(prefix, guarded(loader), force=True)
-    # The maintained fork's mmengine allows getattr itself while it loads, and
-    # takes back afterwards what is allowed here.
-    if hasattr(mmengine.runner.checkpoint, 'get_torch_safe_globals'):
-        mmengine.runner.checkpoint.get_torch_safe_globals = list
-    WEIGHT_INITIALIZERS.register_module(
-        name='Pretrained', module=Pretrained, force=True)
-    Config._get_cfg_path = staticmethod(
-        functools.partial(_config_path, Config._get_cfg_path))
-    for module, distribution in MODULE2PACKAGE.items():
-        try:
-            version(distribution)
-        except PackageNotFoundError:
-            if find_spec(module):
-                MODULE2PACKAGE[module] = module
+    for name in ('register_fake', 'impl_abstract'):
+        if hasattr(torch.library, name):
+            return getattr(torch.library, name)(operator)
+
+    def register(function: Callable) -> Callable:
+        namespace, _, name = operator.partition('::')
+        library = torch.library.Library(namespace, 'IMPL', 'Meta')
+        library.impl(name, function)
+        # It takes its kernels with it when it is deleted.
+        _LIBRARIES.append(library)
+        return function
+
+    return register
 
 
-class Pretrained(PretrainedInit):
-    """mmengine's, whose error about a prefix names the file."""
+def register_flop_formula(operator) -> Callable:
+    """``torch.utils.flop_counter.register_flop_formula``.
 
-    def __call__(self, module: nn.Module) -> None:
-        try:
-            super().__call__(module)
-        except AssertionError as error:
-            raise ValueError(
-                f'{self.checkpoint} has no key that begins with '
-                f'{self.prefix!r}, the prefix in init_cfg.') from error
-
-
-def package_config(name: str) -> str:
-    """The path of ``mm_acon::NAME.py``.
-
-    Raises:
-        FileNotFoundError: there is no such config.
+    Goes with torch 2.4; before, torch's counter knows its own operators only.
     """
-    path = FOLDER / name.partition('::')[2]
-    if not FOLDER.is_dir():
-        raise FileNotFoundError(
-            f'{name!r} is looked for in {FOLDER}, which is made when the '
-            'package is installed: pip install --no-build-isolation -e . in '
-            'the folder of its setup.py.')
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'There is no config {name!r}. Expected mm_acon:: and a file of '
-            f'{FOLDER}, such as mm_acon::retinanet_r50_metaacon.py.')
-    return str(path)
+    try:
+        from torch.utils.flop_counter import register_flop_formula
+    except ImportError:
+        return lambda function: function
+    return register_flop_formula(operator)
 
 
-def _config_path(find, cfg_path: str,
-                 filename: str) -> Tuple[str, Optional[str]]:
-    """mmengine's, which finds this package's configs too.
+try:
+    # Goes with torch 2.3.
+    from torch.compiler import is_compiling
+except ImportError:
+    from torch._utils import is_compiling  # noqa: F401
 
-    Such a base gets no scope, as one of the user's own files: its types are
-    those of the library that it inherits from in turn.
-    """
-    if cfg_path.startswith(SCOPE):
-        return package_config(cfg_path), None
-    return find(cfg_path, filename)
+try:
+    # Goes with numpy 2.
+    from numpy._core import multiarray as numpy_multiarray
+except ImportError:
+    from numpy.core import multiarray as numpy_multiarray  # noqa: F401
+
+
+def register_load_state_dict_pre_hook(module: nn.Module,
+                                      hook: Callable) -> RemovableHandle:
+    """The method of ``nn.Module``; goes with torch 2.5."""
+    if hasattr(module, 'register_load_state_dict_pre_hook'):
+        return module.register_load_state_dict_pre_hook(hook)
+    return module._register_load_state_dict_pre_hook(hook, with_module=True)
+
+
+def packages_distributions() -> Dict[str, List[str]]:
+    """``importlib.metadata.packages_distributions``; goes with Python 3.10."""
+    if hasattr(metadata, 'packages_distributions'):
+        return metadata.packages_distributions()  # novermin
+    found = {}
+    for distribution in metadata.distributions():
+        for package in (distribution.read_text('top_level.txt') or '').split():
+            found.setdefault(package, []).append(distribution.metadata['Name'])
+    return found
+
+
+def strict_zip(*sequences: Sequence) -> Iterator[tuple]:
+    """``zip(..., strict=True)`` of sequences; goes with Python 3.10."""
+    lengths = [len(sequence) for sequence in sequences]
+    if len(set(lengths)) > 1:
+        raise ValueError(f'Expected sequences of one length, got {lengths}.')
+    return zip(*sequences)
+
+
+def removeprefix(text: str, prefix: str) -> str:
+    """``text.removeprefix(prefix)``; goes with Python 3.9."""
+    return text[len(prefix):] if text.startswith(prefix) else text

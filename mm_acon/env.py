@@ -1,9 +1,10 @@
 """Prints what the package finds: ``python -m mm_acon.env``."""
 import platform
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import version
 
 import torch
 
+from .compat import packages_distributions
 from .ops.extension import BUILD_COMMAND, DEVICES
 
 _PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')

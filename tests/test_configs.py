@@ -89,7 +89,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, 'connect', refuse)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def _read(name) -> Config:
     if '::' in name:
         # mmengine.hub.get_config would look up the checkpoint as well.

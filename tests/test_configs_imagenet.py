@@ -66,7 +66,7 @@ PWLU_PAPER = {
 }
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def _read(name) -> Config:
     return Config.fromfile(CONFIGS[name])
 

@@ -15,6 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mm_acon import ACONC, PWLU, LearnableActivation, swap_activations
+from mm_acon.compat import strict_zip
 from mm_acon.datasets import SHAPES
 from mm_acon.deployment import (compare_onnx, count_operators, export_onnx,
                                 fold_activations)
@@ -235,15 +236,14 @@ def test_torch_export_and_compile_of_backbones(library):
         }, ))
     if BUILT:
         assert namespaces(exported) == {'aten', 'mm_acon'}
-    for y, wanted in zip(
-            exported.module()(other), backbone(other), strict=True):
+    for y, wanted in strict_zip(exported.module()(other), backbone(other)):
         assert_near(y, wanted)
 
     torch._dynamo.reset()
     for model in (backbone, fold_activations(backbone)):
         compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
         with torch.no_grad():
-            for y, wanted in zip(compiled(x), backbone(x), strict=True):
+            for y, wanted in strict_zip(compiled(x), backbone(x)):
                 assert_near(y, wanted)
 
 
@@ -255,7 +255,7 @@ def test_torchscript_traces_of_fused_and_folded_backbones(tmp_path):
     loaded = torch.jit.load(path)
     assert 'mm_acon::' not in str(loaded.inlined_graph)
     other = torch.randn(3, 3, 40, 52)
-    for y, wanted in zip(loaded(other), backbone(other), strict=True):
+    for y, wanted in strict_zip(loaded(other), backbone(other)):
         assert_near(y, wanted, 1e-4)
 
 

@@ -85,6 +85,17 @@ def test_build_without_a_compiler(sdist, tmp_path):
         call(folder, 'setup.py', 'build_ext', CXX='no-such-compiler -O2')
 
 
+def test_build_with_an_old_setuptools(sdist, tmp_path):
+    """It would take no notice of pyproject.toml."""
+    shutil.unpack_archive(sdist, tmp_path)
+    folder, = tmp_path.iterdir()
+    (folder / 'setuptools.py').write_text("__version__ = '60.2.0'")
+    with pytest.raises(AssertionError, match=(
+            'mm_acon needs setuptools 61 or newer, and .* has 60.2.0: python '
+            "-m pip install --upgrade 'setuptools>=61,<82'")):
+        call(folder, 'setup.py', '--version')
+
+
 def empty_environment(sdist, folder, **options):
     """A virtual environment with the sdist's wheel, and its interpreter.
 
@@ -172,7 +183,7 @@ def build_config_of_readme(python, folder):
                           text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     file, count, *devices = done.stdout.splitlines()[-1].split()
-    assert Path(file).is_relative_to(python.parents[1])
+    assert python.parents[1] in Path(file).parents
     # The stem and stage 1, which has three of the 16, are frozen.
     assert count == '13'
     return devices, done.stderr
@@ -205,16 +216,21 @@ def test_without_mmengine(environment, tmp_path):
 
 def test_metadata(installed):
     folder, = installed.glob('mm_acon-*.dist-info')
-    found = Distribution.at(folder).metadata.json
-    assert found['license_expression'] == 'Apache-2.0'
-    assert (folder / 'licenses/LICENSE').read_text() == (
-        ROOT / 'LICENSE').read_text()
+    found = Distribution.at(folder).metadata
+    assert found['License'] == 'Apache-2.0'
+    license, = folder.rglob('LICENSE')
+    assert license.read_text() == (ROOT / 'LICENSE').read_text()
+    assert found['Requires-Python'] == '>=3.8'
     # mmengine is in the extras alone, where it has one of two names.
-    needed = found['requires_dist']
-    assert {re.match(r'[\w-]+', line).group()
-            for line in needed if 'extra ==' not in line} == {'torch', 'numpy'}
+    # setuptools has written blanks and quotes in several ways.
+    needed = {
+        re.sub('[ "\']', '', line) for line in found.get_all('Requires-Dist')
+    }
+    assert {line
+            for line in needed if 'extra==' not in line} == {'torch>=2.0',
+                                                             'numpy'}
     for extra, prefix in (('openmmlab', ''), ('onedl', 'onedl-')):
-        assert f'{prefix}mmengine; extra == "{extra}"' in needed
+        assert f'{prefix}mmengine;extra=={extra}' in needed
     assert (installed / 'mm_acon/py.typed').is_file()
 
 

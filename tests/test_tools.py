@@ -218,31 +218,3 @@ def test_usage_of_scripts(tmp_path, script):
     done = call(tmp_path, 'bash', ROOT / 'tools' / script)
     assert done.returncode == 2
     assert 'usage: bash tools/' in done.stderr
-
-
-@pytest.mark.parametrize('given, message', (
-    (['--gpu'], "expected --stack NAME or --cpu, got '--gpu'"),
-    (['--stack', '../onedl'], "openmmlab, onedl or oldest, got '../onedl'"),
-    (['--stack', 'common'], "openmmlab, onedl or oldest, got 'common'"),
-    (['--cpu', '--stack'], "openmmlab, onedl or oldest, got ''"),
-))
-def test_setup_env_refuses_unknown_arguments(given, message, tmp_path):
-    done = call(tmp_path, 'bash', ROOT / 'tools' / 'setup_env.sh', *given)
-    assert done.returncode == 2
-    assert message in done.stderr
-
-
-def test_setup_env_says_what_is_missing(tmp_path):
-    """Without a compiler on PATH."""
-    folder = tmp_path / 'bin'
-    folder.mkdir()
-    for name in ('bash', 'dirname'):
-        for path in os.environ['PATH'].split(':'):
-            if (Path(path) / name).is_file():
-                (folder / name).symlink_to(Path(path) / name)
-                break
-    done = call(
-        tmp_path, folder / 'bash', ROOT / 'tools' / 'setup_env.sh',
-        PATH=str(folder))
-    assert done.returncode == 1
-    assert 'no C++ compiler' in done.stderr

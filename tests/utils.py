@@ -59,10 +59,27 @@ ACTIVATIONS = {
 # Those that look at neighbours, and so take (N, C, H, W) only.
 FUNNELS = ('FReLU', 'ACONFReLU')
 
-# Exporting models of free sizes may well work from a version between these on.
-EXPORTS = pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.7'),
-    reason='the exporter of torch 2.6 fails; that of 2.13 was tested')
+
+def needs_torch(version: str, what: str):
+    """A mark that skips a test where torch itself lacks something.
+
+    Args:
+        version: The first that has it, or that is known to.
+        what: The rest of the reason.
+    """
+    return pytest.mark.skipif(
+        digit_version(torch.__version__) < digit_version(version),
+        reason=f'torch before {version} {what}')
+
+
+# Exporting models of free sizes may well work from a version between 2.6 and
+# 2.13 on.
+EXPORTS = needs_torch('2.7', 'cannot export models of free sizes')
+OPCHECK = needs_torch('2.4', 'has no torch.library.opcheck')
+FLOP_FORMULA = needs_torch('2.4', 'counts the FLOPs of its own operators only')
+EXPORT = needs_torch('2.1', 'has no torch.export')
+HALF_ON_CPU = needs_torch(
+    '2.2', 'has no half-precision convolution and matrix product on the CPU')
 
 
 def tolerance(dtype: torch.dtype,

@@ -3,7 +3,7 @@
 # the benchmarks, and writes what they print to docs/benchmarks/.
 # Usage: bash tools/gpu_check.sh    (PYTHON=... if it is not .venv's)
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 OUT=docs/benchmarks
 "$PYTHON" -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "gpu_check.sh: torch sees no GPU.")'

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # From a bare machine to a trained detector with meta-ACON in its backbone:
 # environment, training on drawn shapes, evaluation and two pictures.
-# Usage: bash tools/quickstart.sh [--cpu]
+# Usage: bash tools/quickstart.sh [--stack NAME] [--cpu], as tools/setup_env.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash tools/setup_env.sh "$@"
+# Sets python. It stops the whole script where it fails.
+source tools/setup_env.sh "$@"
 
-python=.venv/bin/python
 config=configs/retinanet_r50_metaacon.py
 work=work_dirs/retinanet_r50_metaacon-demo
 started=$SECONDS

@@ -1,36 +1,35 @@
 #!/usr/bin/env bash
-# Makes .venv with a pinned set of tools/requirements/ and this package.
-# Usage: bash tools/setup_env.sh [--stack openmmlab|onedl|oldest] [--cpu]
-#   --stack onedl   .venv-onedl with the maintained fork of the OpenMMLab packages
-#   --stack oldest  .venv-oldest with the oldest torch that is supported
-#   --cpu           compile mmcv's CPU operators even where a GPU is in sight
-#   PYTHON=python3.11 bash tools/setup_env.sh   chooses the interpreter
+# Makes a virtual environment with a pinned set of tools/requirements/ and this package.
+# Usage: bash tools/setup_env.sh [--stack openmmlab|classic|oldest|onedl] [--cpu]
+#   --stack openmmlab  .venv: today's packages, Python 3.11 to 3.13
+#   --stack classic    .venv-classic: torch 2.1, numpy 1, Python 3.10 or 3.9
+#   --stack oldest     .venv-oldest: the oldest that are supported, torch 2.0, Python 3.8
+#   --stack onedl      .venv-onedl: the maintained fork of the OpenMMLab packages
+#   --cpu              compile mmcv's CPU operators even where a GPU is in sight
+# Without --stack the interpreter decides, which is python3 or
+#   PYTHON=python3.10 bash tools/setup_env.sh
 # Running it again reuses what is there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+stop() { echo "setup_env: $*" >&2; exit 1; }
+source tools/choose_stack.sh
+
 device=auto
-stack=openmmlab
 while [ $# -gt 0 ]; do
   case "$1" in
     --cpu) device=cpu ;;
-    --stack) stack=${2-}; shift ;;
+    --stack) chosen=${2-}; shift ;;
     *) echo "setup_env: expected --stack NAME or --cpu, got '$1'" >&2; exit 2 ;;
   esac
   shift || break
 done
 
-requirements=tools/requirements/$stack.txt
-if [[ ! "$stack" =~ ^[a-z]+$ || "$stack" = common || ! -f "$requirements" ]]; then
-  echo "setup_env: expected --stack openmmlab, onedl or oldest, got '$stack'" >&2
+if [ -n "${chosen+x}" ] && [[ ! "$chosen" =~ ^[a-z]+$ || -z "$(pythons_of "$chosen" 2>/dev/null)" ]]; then
+  echo "setup_env: expected --stack openmmlab, classic, oldest or onedl, got '$chosen'" >&2
   exit 2
 fi
-venv=$PWD/.venv
-[ "$stack" = openmmlab ] || venv=$venv-$stack
-python=$venv/bin/python
 started=$SECONDS
-
-stop() { echo "setup_env: $*" >&2; exit 1; }
 pinned() { sed -n "s/^$1==\([^ ;]*\).*/\1/p" "$requirements"; }
 # has NAME VERSION: is that version installed (any local label such as +cpu)?
 has() {
@@ -55,15 +54,20 @@ step() {
 pip_install() { "$python" -m pip install --quiet --disable-pip-version-check "$@"; }
 
 command -v g++ >/dev/null || stop "no C++ compiler. mmcv has to be compiled: install g++ (Debian, Ubuntu: apt-get install g++) and run this again."
-interpreter=${PYTHON:-python3}
-command -v "$interpreter" >/dev/null || stop "no '$interpreter' on PATH. Name an interpreter: PYTHON=/path/to/python3.11 bash tools/setup_env.sh"
-"$interpreter" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-  || stop "Python 3.11 to 3.13 is needed, '$interpreter' is $("$interpreter" --version 2>&1)."
+choose_stack "${chosen-}"
+requirements=tools/requirements/$stack.txt
+venv=$PWD/.venv
+[ "$stack" = openmmlab ] || venv=$venv-$stack
+python=$venv/bin/python
+echo "setup_env: stack $stack in ${venv##*/}, with $("$interpreter" --version) ($interpreter)"
 "$interpreter" -c 'import sysconfig, os, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' \
   || stop "Python.h of '$interpreter' is missing; install its development package (Debian, Ubuntu: apt-get install python3-dev) and run this again."
-if [ ! -x "$python" ]; then
+if [ -x "$python" ]; then
+  [ -z "${PYTHON-}" ] || [ "$(version_of "$python")" = "$(version_of "$interpreter")" ] \
+    || stop "${venv##*/} was made with $("$python" --version), and PYTHON is '$PYTHON'. Remove it to make it again: rm -r $venv"
+else
   free_mib=$(df -Pm . | awk 'NR==2 {print $4}')
-  [ "$free_mib" -ge 6000 ] || stop "about 6 GB of disk are needed below $PWD, $free_mib MB are free."
+  [ "$free_mib" -ge 8000 ] || stop "about 8 GB of disk are needed below $PWD, $free_mib MB are free."
   step "making the virtual environment ${venv##*/}" "$interpreter" -m venv "$venv"
 fi
 
@@ -73,9 +77,10 @@ torch_version=$(pinned torch)
 if has torch "$torch_version"; then
   echo "setup_env: torch $torch_version is there"
 else
-  step "installing torch $torch_version" pip_install "torch==$torch_version" "numpy==$(pinned numpy)"
+  # Not cached by pip: a CUDA build is 2.6 GB.
+  step "installing torch $torch_version" pip_install --no-cache-dir "torch==$torch_version" "numpy==$(pinned numpy)"
 fi
-step "installing the pinned packages" pip_install -r "$requirements" -r tools/requirements/common.txt
+step "installing the pinned packages" pip_install -r "$requirements"
 
 # A CUDA build of torchvision beside a CPU build of torch fails on import, because torchvision's
 # Python code registers kernels for operators that its C++ library failed to define.
@@ -89,6 +94,31 @@ else
   rm -f "$site/torchvision_cpu_schemas.py" "$site/torchvision_cpu_schemas.pth"
 fi
 "$python" -c 'import torchvision' || stop "torchvision cannot be imported; the lines above are Python's own."
+
+# A CUDA build of torch runs without a GPU, too, but of what it brings a third is for a GPU
+# alone. Their packages stay listed, so that pip does not install them again.
+"$python" - "$site" <<'PY' || stop "the libraries that torch does not need could not be removed; the lines above are Python's own."
+import shutil, sys
+from pathlib import Path
+import torch
+if not torch.version.cuda or torch.cuda.is_available():
+    sys.exit()
+site = Path(sys.argv[1]).resolve()
+# triton compiles for GPUs.
+size = sum(path.stat().st_size for path in site.glob('triton/**/*'))
+shutil.rmtree(site / 'triton', ignore_errors=True)
+import torchvision
+with open('/proc/self/maps') as maps:
+    loaded = {line.split()[-1] for line in maps}
+for path in site.glob('nvidia/**/*'):
+    if '.so' in path.name or path.suffix in ('.a', '.bc'):
+        if str(path.resolve()) not in loaded:
+            size += path.lstat().st_size
+            path.unlink()
+if size:
+    print(f'setup_env: no GPU is in sight: removed {size / 1e6:.0f} MB that torch needs for a GPU alone. '
+          'With a GPU make the environment again')
+PY
 
 mmcv=$(sed -n 's/^# \(.*mmcv\)==.*/\1/p' "$requirements")
 mmcv_version=$(pinned "# $mmcv")
@@ -124,8 +154,18 @@ for path in [*include_paths(), sysconfig.get_paths()["include"]]:
   g++ $flags "${includes[@]}" -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H -DTORCH_EXTENSION_NAME=_ext \
     -x c++-header "$work/mmcv_prefix.h" -o "$work/mmcv_prefix.h.gch" || return
   [ "$device" = cpu ] && visible=
+  # mmcv's setup.py reads its version by exec() and locals(), which since Python 3.13 are no longer
+  # one dict. Python imports this module first, and then they are.
+  cat > "$work/sitecustomize.py" <<'PY'
+import builtins, sys
+def exec_here(code, *namespaces, run=exec):
+    frame = sys._getframe(1)
+    run(code, *(namespaces or (frame.f_globals, frame.f_locals)))
+if sys.version_info >= (3, 13):
+    builtins.exec = exec_here
+PY
   CFLAGS="$flags -include $work/mmcv_prefix.h" MMCV_WITH_OPS=1 MAX_JOBS=$(nproc) \
-    CUDA_VISIBLE_DEVICES=$visible TORCH_CUDA_ARCH_LIST=$arch \
+    PYTHONPATH=$work CUDA_VISIBLE_DEVICES=$visible TORCH_CUDA_ARCH_LIST=$arch \
     "$python" -m pip wheel --quiet --disable-pip-version-check --no-cache-dir --no-build-isolation --no-deps \
     --no-binary "$mmcv" "$mmcv==$mmcv_version" --wheel-dir "$work/wheel" || return
   # Moved when complete, so that the cache never holds half a wheel.

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..compat import is_compiling
 from ..ops import pwlu
 from ..ops.pwlu import MIN_WIDTH
 from .base import LearnableActivation
@@ -32,7 +33,7 @@ class _JoinGraph(torch.autograd.Function):
 
 def _in_backward() -> bool:
     """Whether this forward is the re-run of gradient checkpointing."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return False
     return torch._C._current_graph_task_id() != -1
 

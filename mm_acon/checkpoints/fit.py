@@ -5,6 +5,7 @@ from torch import nn
 
 from ..swap.keys import (activations_of, is_of_activation, listed,
                          prefixes_of)
+from ..compat import register_load_state_dict_pre_hook
 
 
 class FitCheck:
@@ -22,7 +23,7 @@ class FitCheck:
         self.find_problems = find_problems
         self.errors: List[str] = []
         self.handles = [
-            model.register_load_state_dict_pre_hook(self.before),
+            register_load_state_dict_pre_hook(model, self.before),
             model.register_load_state_dict_post_hook(self.after)
         ]
 

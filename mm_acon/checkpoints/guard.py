@@ -12,6 +12,8 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
+from ..compat import numpy_multiarray
+
 # Names of torch's environment variables, either of which overrules what
 # mmengine's loaders pass, or do not pass, to torch.load.
 _ONLY_WEIGHTS = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
@@ -39,11 +41,7 @@ def allow_mmengine_checkpoints() -> None:
     (Namespace) that other projects' checkpoints hold. Nothing of it can run
     code.
     """
-    numpy_core = np._core if hasattr(np, '_core') else np.core
-    functions = [
-        getattr(numpy_core.multiarray, name)
-        for name in ('_reconstruct', 'scalar')
-    ]
+    functions = [numpy_multiarray._reconstruct, numpy_multiarray.scalar]
     # Under the module's old and new name: numpy 2 moved it, and reads the
     # files of numpy 1.
     names = [(function, f'numpy.{core}.multiarray.{function.__name__}')

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..compat import removeprefix, strict_zip
 from .fold import fold_activations
 
 
@@ -67,7 +68,8 @@ def count_operators(path: Union[str, Path]) -> Counter:
     graphs = [model.graph, *model.functions]
     while graphs:
         for node in graphs.pop().node:
-            found[f'{node.domain}::{node.op_type}'.removeprefix('::')] += 1
+            name = f'{node.domain}::{node.op_type}'
+            found[removeprefix(name, '::')] += 1
             graphs += [
                 attribute.g for attribute in node.attribute
                 if attribute.HasField('g')
@@ -101,7 +103,7 @@ def compare_onnx(model: nn.Module, path: Union[str, Path],
     results = session.run(None, {'input': inputs.numpy()})
     expected = _tensors(model(inputs))
     difference, largest = 0., 0.
-    for result, wanted in zip(results, expected, strict=True):
+    for result, wanted in strict_zip(results, expected):
         result = torch.from_numpy(result)
         if result.shape != wanted.shape:
             return float('inf'), float(wanted.abs().max())

@@ -2,6 +2,7 @@
 import torch
 from torch import Tensor
 
+from ..compat import register_fake
 from .checks import (check_device, check_input, check_parameter,
                      compute_dtype, per_channel)
 from .extension import DEVICES, dense_like, has_kernels, register_cost
@@ -68,11 +69,11 @@ if DEVICES:
     # A sigmoid counts as one.
     register_cost('acon', 4)
 
-    @torch.library.register_fake('mm_acon::acon')
+    @register_fake('mm_acon::acon')
     def _(x, p1, p2, beta):
         return dense_like(x)
 
-    @torch.library.register_fake('mm_acon::acon_backward')
+    @register_fake('mm_acon::acon_backward')
     def _(grad, x, p1, p2, beta):
         dbeta = torch.empty(
             beta.shape, dtype=beta.dtype, device=beta.device)

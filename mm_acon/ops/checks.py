@@ -42,8 +42,9 @@ def check_parameter(name: str,
 
 def compute_dtype(x: Tensor, parameter: Tensor) -> torch.dtype:
     """The dtype of the arithmetic: at least float32."""
-    dtype = torch.promote_types(x.dtype, parameter.dtype)
-    return torch.promote_types(dtype, torch.float32)
+    # Not promote_types, which torch.compile could not trace before torch 2.2.
+    return torch.float64 if torch.float64 in (
+        x.dtype, parameter.dtype) else torch.float32
 
 
 def per_channel(parameter: Tensor, x: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Dict, FrozenSet, Iterator
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+
+from ..compat import is_compiling, register_flop_formula
 
 BUILD_COMMAND = 'pip install --no-build-isolation -e .'
 
@@ -50,7 +51,7 @@ def use_reference() -> Iterator[None]:
         _reference = before
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def _warn_of_reference(device: str) -> None:
     command = BUILD_COMMAND
     if device == 'cuda':
@@ -69,7 +70,7 @@ def has_kernels(x: torch.Tensor) -> bool:
     device = x.device.type
     if device in DEVICES or (device == 'meta' and DEVICES):
         return True
-    if device in ('cpu', 'cuda') and not torch.compiler.is_compiling():
+    if device in ('cpu', 'cuda') and not is_compiling():
         _warn_of_reference(device)
     return False
 

@@ -4,6 +4,7 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
+from ..compat import register_fake
 from .checks import check_input, check_parameter, compute_dtype, per_channel
 from .extension import DEVICES, dense_like, has_kernels, register_cost
 
@@ -171,11 +172,11 @@ def pwlu_table(x: Tensor, slope: Tensor, offset: Tensor, left: Tensor,
 if DEVICES:
     register_cost('pwlu', 2)
 
-    @torch.library.register_fake('mm_acon::pwlu')
+    @register_fake('mm_acon::pwlu')
     def _(x, points, left_bound, right_bound, left_slope, right_slope):
         return dense_like(x)
 
-    @torch.library.register_fake('mm_acon::pwlu_backward')
+    @register_fake('mm_acon::pwlu_backward')
     def _(grad, x, *parameters):
         return (dense_like(x),
                 *(torch.empty_like(p.contiguous()) for p in parameters))

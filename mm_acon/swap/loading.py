@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..activations import PWLU, LearnableActivation
 from ..activations.pwlu import PHASE_1
+from ..compat import register_load_state_dict_pre_hook
 from .keys import (activations_of, bring_up, is_of_activation, listed,
                    prefixes_of, rename_deep_stem, where_hint)
 
@@ -29,7 +30,7 @@ class LoadingReport:
     def __init__(self, root: nn.Module, module: nn.Module) -> None:
         self.of_root = root is module
         self.errors: List[str] = []
-        module.register_load_state_dict_pre_hook(self.before)
+        register_load_state_dict_pre_hook(module, self.before)
         module.register_load_state_dict_post_hook(self.after)
 
     def before(self, module: nn.Module, state_dict: dict, prefix: str,

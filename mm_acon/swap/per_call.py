@@ -1,8 +1,9 @@
 from typing import Optional, Sequence
 
-import torch
 from mmengine.model import ModuleList
 from torch import Tensor, nn
+
+from ..compat import is_compiling
 
 
 class ActivationPerCall(ModuleList):
@@ -35,7 +36,7 @@ class ActivationPerCall(ModuleList):
 
     def restart_with_caller(self, caller: nn.Module, args: tuple) -> None:
         self.next_call = 0
-        if not torch.compiler.is_compiling():
+        if not is_compiling():
             self.watch_first_called(caller)
 
     def watch_first_called(self, caller: nn.Module) -> None:

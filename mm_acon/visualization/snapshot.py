@@ -126,7 +126,7 @@ def _grid(values: Tensor, bounds: Optional[Tensor]) -> Tensor:
     centre, spread = 0., 1.
     if values.numel():
         # In double precision, and not too far: a run may be diverging.
-        std, mean = torch.std_mean(values.cpu().double(), correction=0)
+        std, mean = torch.std_mean(values.cpu().double(), unbiased=False)
         # A constant input still has a curve around it.
         centre, spread = mean.item(), std.item() or 1.
     left = max(centre - 4 * spread, -1e30)

@@ -57,5 +57,8 @@ if __name__ == '__main__':
             die_at(stage)
             runner_of(f'{work_dir}/{stage}', hook).train()
             os._exit(0)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(stage, signal.Signals(-status).name if status < 0 else status)
+        status = os.waitpid(child, 0)[1]
+        print(
+            stage,
+            signal.Signals(os.WTERMSIG(status)).name
+            if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))

@@ -12,8 +12,8 @@ from torch.autograd import gradcheck
 
 import mm_acon
 from mm_acon import LearnableActivation
-from tests.utils import (ACTIVATIONS, FUNNELS, LAYOUTS, assert_near, run,
-                         with_layout)
+from tests.utils import (ACTIVATIONS, FUNNELS, HALF_ON_CPU, LAYOUTS,
+                         assert_near, run, with_layout)
 
 NAMES = {
     'ACONA': mm_acon.ACONA,
@@ -29,6 +29,9 @@ NAMES = {
     'FReLU': mm_acon.FReLU,
     'ACONFReLU': mm_acon.ACONFReLU,
 }
+# Those with convolutions or matrix products of their own.
+LAYERS = ('MetaACON', 'MetaACON-BN', 'MetaACON-depthwise',
+          'MetaACON-depthwise-BN', *FUNNELS)
 EVERY = pytest.mark.parametrize('name', ACTIVATIONS)
 # What a checkpoint of each holds, in this order.
 NORM = ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
@@ -187,8 +190,15 @@ def test_layouts(name, layout, device):
         assert moved_y.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
-@EVERY
+@pytest.mark.parametrize('name, dtype', [
+    pytest.param(
+        name,
+        dtype,
+        id=f'{name}-{dtype}',
+        marks=HALF_ON_CPU if
+        (name in LAYERS and dtype == torch.float16) else ())
+    for name in ACTIVATIONS for dtype in (torch.float16, torch.bfloat16)
+])
 def test_low_precision_module(name, dtype, device):
     activation = build(name).to(device, dtype).eval()
     exact = copy.deepcopy(activation).double()

@@ -1,6 +1,6 @@
 import pytest
 
-from mm_acon.compat import adapt_mmengine
+from mm_acon.adapt import adapt_mmengine
 from tests.helpers.toy import make_runner
 
 # As the tools do.

@@ -3,7 +3,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from mmengine.analysis import get_model_complexity_info
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import mm_acon
 from mm_acon import ACONC, PWLU, MetaACON
 from mm_acon.ops import acon, extension, pwlu, pwlu_reference, use_reference
+from mm_acon.compat import packages_distributions
 from tests.conftest import BUILT
-from tests.utils import assert_near
+from tests.utils import EXPORT, FLOP_FORMULA, OPCHECK, assert_near
 
 pytestmark = pytest.mark.skipif(not BUILT, reason='_ext is not built')
 CHANNELS = 5
@@ -90,6 +90,7 @@ def test_direct_call_with_another_gradient():
             operator(torch.zeros(2, CHANNELS, 6), *arguments)
 
 
+@OPCHECK
 @pytest.mark.parametrize('layout',
                          (torch.contiguous_format, torch.channels_last))
 @pytest.mark.parametrize(
@@ -101,6 +102,7 @@ def test_opcheck_acon(layout, beta_shape):
     torch.library.opcheck(torch.ops.mm_acon.acon.default, (x, *rest))
 
 
+@OPCHECK
 @pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize('layout',
                          (torch.contiguous_format, torch.channels_last))
@@ -199,7 +201,7 @@ def test_keeps_one_input_for_backward(activation, autocast):
 
 
 @pytest.mark.parametrize('activation', (ACONC, PWLU, MetaACON))
-def test_compile_and_export(activation):
+def test_compile(activation):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), activation(8))
     x = torch.randn(2, 3, 12, 12)
     torch._dynamo.reset()
@@ -210,17 +212,31 @@ def test_compile_and_export(activation):
     model(x).sum().backward()
     for parameter, gradient in zip(model.parameters(), gradients):
         assert_near(gradient, parameter.grad, backward=True)
+
+
+@EXPORT
+@pytest.mark.parametrize('activation', (ACONC, PWLU, MetaACON))
+def test_export(activation):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), activation(8))
+    x = torch.randn(2, 3, 12, 12)
     exported = torch.export.export(model.eval(), (x, ))
     assert_near(exported.module()(x), model(x))
 
 
+@FLOP_FORMULA
 @pytest.mark.parametrize('activation, cost', ((ACONC, 4), (PWLU, 2)))
-def test_flop_counters_know_the_operators(activation, cost, caplog):
-    """torch counts a multiply-add as two operations, mmengine as one."""
-    module = activation(4)
+def test_flop_counter_of_torch_knows_the_operators(activation, cost):
+    """It counts a multiply-add as two operations."""
+    from torch.utils.flop_counter import FlopCounterMode
     with FlopCounterMode(display=False) as counter:
-        module(torch.randn(2, 4, 5, 5))
-    assert counter.get_total_flops() == 2 * cost * 200
+        activation(4)(torch.randn(2, 4, 5, 5))
+    assert counter.get_total_flops() == 2 * cost * 100
+
+
+@pytest.mark.parametrize('activation, cost', ((ACONC, 4), (PWLU, 2)))
+def test_flop_counter_of_mmengine_knows_the_operators(activation, cost,
+                                                      caplog):
+    module = activation(4)
     found = get_model_complexity_info(module, (4, 5, 5))
     assert found['flops'] == cost * 100
     assert 'Unsupported operator mm_acon' not in caplog.text

@@ -14,6 +14,7 @@ from torch import nn
 
 from mm_acon import LearnableActivation, swap_activations
 from mm_acon.activations.acon import MAX_GAP
+from mm_acon.compat import strict_zip
 from tests.helpers.backbones import build, images, run, small
 from tests.helpers.toy import weights_of
 
@@ -261,16 +262,13 @@ def test_trained_in_one_library_then_loaded_in_another(source, target, name,
         'parameters come from the checkpoint'
     ]
     assert not log.of(logging.WARNING)
-    for (key, value), wanted in zip(
+    for (key, value), wanted in strict_zip(
             loaded.state_dict().items(),
-            model.backbone.state_dict().values(),
-            strict=True):
+            model.backbone.state_dict().values()):
         assert torch.equal(value, wanted), key
     loaded.eval()
-    for y, wanted in zip(
-            run(loaded, images()),
-            run(model.backbone, images()),
-            strict=True):
+    for y, wanted in strict_zip(
+            run(loaded, images()), run(model.backbone, images())):
         assert torch.equal(y, wanted)
 
 
@@ -304,7 +302,7 @@ def test_relu_checkpoint_keeps_its_function_with_acon(log, tmp_path):
     outputs = run(model, images())
     assert len(gaps) == 17
     assert 2e-4 < max(gaps) <= MAX_GAP / 1000 + 1e-6
-    for y, wanted in zip(outputs, run(plain, images()), strict=True):
+    for y, wanted in strict_zip(outputs, run(plain, images())):
         assert (y - wanted).norm() < 1e-2 * wanted.norm()
 
 # Weights that init_cfg names.

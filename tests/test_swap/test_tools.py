@@ -10,6 +10,7 @@ from mmengine.model import (ExponentialMovingAverage, convert_sync_batchnorm,
 from torch import nn
 
 from mm_acon import LearnableActivation, swap_activations
+from mm_acon.compat import strict_zip
 from mm_acon.swap.per_call import ActivationPerCall
 from tests.helpers.backbones import (BACKBONES, assert_same, build, images,
                                      loss_of, outputs_and_gradients,
@@ -43,7 +44,7 @@ def learnt(act_cfg, **kwargs):
 
 
 def assert_close(result, expected, **tolerance):
-    for y, wanted in zip(result, expected, strict=True):
+    for y, wanted in strict_zip(result, expected):
         torch.testing.assert_close(y, wanted, **tolerance)
 
 

@@ -18,6 +18,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mm_acon.models.shufflenet_v2 import longest_kept_first
+from mm_acon.compat import removeprefix
 
 # Depth: blocks per stage and convolutions per block.
 RESNETS = {
@@ -64,7 +65,7 @@ def load_state_dict(path: str) -> Dict[str, Tensor]:
         raise ValueError(
             f"{path}: expected a dict of tensors, or one as 'state_dict', got "
             f'{type(content).__name__} {str(list(content))[:200]}.')
-    return {key.removeprefix('module.'): content[key] for key in content}
+    return {removeprefix(key, 'module.'): content[key] for key in content}
 
 
 class _Source(dict):

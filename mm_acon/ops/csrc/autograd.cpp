@@ -1,5 +1,6 @@
 // Joins the operators with their backward operators. In C++, since the same
 // in Python costs about as much as the kernel itself on small maps.
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 

@@ -13,6 +13,8 @@
 #include <limits>
 #include <utility>
 
+#include "compat.h"
+
 #if defined(__CUDACC__)
 #define MM_ACON_HD __host__ __device__ __forceinline__
 #else

@@ -87,7 +87,7 @@ void backward_block_pixel(const double* grad, const double* x, double* dx,
 template <typename T>
 struct Parameters {
   Parameters(const at::Tensor& p1, const at::Tensor& p2,
-             const at::Tensor& beta, const at::Tensor& x, const View& view)
+             const at::Tensor& beta, const at::Tensor& x)
       : per_element(beta.dim() > 2 || (x.dim() == 2 && beta.dim() == 2 &&
                                        beta.sizes() == x.sizes())) {
     const auto type = c10::CppTypeToScalarType<T>::value;
@@ -101,10 +101,10 @@ struct Parameters {
     channel_stride = beta.size(-1) == 1 ? 0 : 1;
   }
 
-  T p1(int64_t c) const { return p1_.const_data_ptr<T>()[c * p1_stride]; }
-  T p2(int64_t c) const { return p2_.const_data_ptr<T>()[c * p2_stride]; }
+  T p1(int64_t c) const { return const_data<T>(p1_)[c * p1_stride]; }
+  T p2(int64_t c) const { return const_data<T>(p2_)[c * p2_stride]; }
   const T* beta(int64_t n, int64_t c) const {
-    return beta_.const_data_ptr<T>() + n * sample_stride + c * channel_stride;
+    return const_data<T>(beta_) + n * sample_stride + c * channel_stride;
   }
 
   bool per_element;
@@ -127,20 +127,22 @@ at::Tensor reduced(const std::vector<double>& rows,
     }
   }
   at::Tensor result = at::empty(parameter.sizes(), at::kDouble);
-  std::copy(sums.begin(), sums.end(), result.mutable_data_ptr<double>());
+  std::copy(sums.begin(), sums.end(), mutable_data<double>(result));
   return result.to(parameter.scalar_type());
 }
 
 at::Tensor acon_cpu(const at::Tensor& input, const at::Tensor& p1,
                     const at::Tensor& p2, const at::Tensor& beta) {
   check_acon(input, p1, p2, beta);
-  const auto [x, view] = dense(input);
+  at::Tensor x;
+  View view;
+  std::tie(x, view) = dense(input);
   at::Tensor y = at::empty_like(x);
   if (x.numel() == 0) return y;
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, x.scalar_type(), "acon", [&] {
         using T = math_t<scalar_t>;
-        const Parameters<T> parameters(p1, p2, beta, x, view);
+        const Parameters<T> parameters(p1, p2, beta, x);
         const Tiles<scalar_t> tiles(view);
         const int64_t stride = tiles.stride();
         // In the dtype of the arithmetic, which beta may have where x is half.
@@ -148,9 +150,9 @@ at::Tensor acon_cpu(const at::Tensor& input, const at::Tensor& p1,
             parameters.per_element
                 ? like(beta.to(c10::CppTypeToScalarType<T>::value), x, view)
                 : parameters.beta_;
-        const scalar_t* x_data = x.const_data_ptr<scalar_t>();
-        const T* b_data = b.const_data_ptr<T>();
-        scalar_t* y_data = y.mutable_data_ptr<scalar_t>();
+        const scalar_t* x_data = const_data<scalar_t>(x);
+        const T* b_data = const_data<T>(b);
+        scalar_t* y_data = mutable_data<scalar_t>(y);
         tiles.for_blocks([&](int64_t n, int64_t c, int64_t, int64_t p,
                              int length) {
           T x_buffer[kBlock], y_buffer[kBlock], b_buffer[kBlock];
@@ -175,7 +177,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> acon_backward_cpu(
     const at::Tensor& grad_output, const at::Tensor& input,
     const at::Tensor& p1, const at::Tensor& p2, const at::Tensor& beta) {
   check_acon(input, p1, p2, beta);
-  const auto [x, view] = dense(input);
+  at::Tensor x;
+  View view;
+  std::tie(x, view) = dense(input);
   const at::Tensor grad = like(grad_output, x, view);
   at::Tensor dx = at::empty_like(x), dbeta;
   // Of every sample and channel: the sums that give dp1, dp2 and dbeta.
@@ -184,7 +188,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> acon_backward_cpu(
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, x.scalar_type(), "acon_backward", [&] {
         using T = math_t<scalar_t>;
-        const Parameters<T> parameters(p1, p2, beta, x, view);
+        const Parameters<T> parameters(p1, p2, beta, x);
         if (parameters.per_element) {
           dbeta = at::empty_like(
               x, x.options().dtype(c10::CppTypeToScalarType<T>::value));
@@ -199,11 +203,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> acon_backward_cpu(
             parameters.per_element
                 ? like(beta.to(c10::CppTypeToScalarType<T>::value), x, view)
                 : parameters.beta_;
-        const scalar_t* x_data = x.const_data_ptr<scalar_t>();
-        const scalar_t* g_data = grad.const_data_ptr<scalar_t>();
-        const T* b_data = b.const_data_ptr<T>();
-        scalar_t* dx_data = dx.mutable_data_ptr<scalar_t>();
-        T* db_data = parameters.per_element ? dbeta.mutable_data_ptr<T>()
+        const scalar_t* x_data = const_data<scalar_t>(x);
+        const scalar_t* g_data = const_data<scalar_t>(grad);
+        const T* b_data = const_data<T>(b);
+        scalar_t* dx_data = mutable_data<scalar_t>(dx);
+        T* db_data = parameters.per_element ? mutable_data<T>(dbeta)
                                             : nullptr;
         tiles.for_blocks([&](int64_t n, int64_t c, int64_t chunk, int64_t p,
                              int length) {

@@ -133,7 +133,7 @@ struct Parameters {
     for (int i = 0; i < 5; ++i) {
       held[i] = given[i]->to(c10::CppTypeToScalarType<T>::value).contiguous();
       units = std::max(units, held[i].size(0));
-      data[i] = held[i].template const_data_ptr<T>();
+      data[i] = const_data<T>(held[i]);
     }
   }
 
@@ -171,7 +171,9 @@ at::Tensor pwlu_cpu(const at::Tensor& input, const at::Tensor& points,
                     const at::Tensor& right_slope) {
   check_pwlu(input, points, left_bound, right_bound, left_slope,
              right_slope);
-  const auto [x, view] = dense(input);
+  at::Tensor x;
+  View view;
+  std::tie(x, view) = dense(input);
   at::Tensor y = at::empty_like(x);
   if (x.numel() == 0) return y;
   AT_DISPATCH_FLOATING_TYPES_AND2(
@@ -185,8 +187,8 @@ at::Tensor pwlu_cpu(const at::Tensor& input, const at::Tensor& points,
             parameters.units == 1 ? 0 : PwluPieces<T>::table_size(intervals);
         const Tiles<scalar_t> tiles(view);
         const int64_t stride = tiles.stride();
-        const scalar_t* x_data = x.const_data_ptr<scalar_t>();
-        scalar_t* y_data = y.mutable_data_ptr<scalar_t>();
+        const scalar_t* x_data = const_data<scalar_t>(x);
+        scalar_t* y_data = mutable_data<scalar_t>(y);
         tiles.for_blocks([&](int64_t n, int64_t c, int64_t, int64_t p,
                              int length) {
           T x_buffer[kBlock], y_buffer[kBlock];
@@ -209,7 +211,9 @@ pwlu_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                   const at::Tensor& right_slope) {
   check_pwlu(input, points, left_bound, right_bound, left_slope,
              right_slope);
-  const auto [x, view] = dense(input);
+  at::Tensor x;
+  View view;
+  std::tie(x, view) = dense(input);
   const at::Tensor grad = like(grad_output, x, view);
   at::Tensor dx = at::empty_like(x), gradients;
   AT_DISPATCH_FLOATING_TYPES_AND2(
@@ -224,15 +228,15 @@ pwlu_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
         const at::Tensor sums =
             at::empty({view.channels, rows, bins},
                       c10::CppTypeToScalarType<T>::value);
-        T* sums_data = sums.mutable_data_ptr<T>();
+        T* sums_data = mutable_data<T>(sums);
         const std::vector<T> tables = parameters.tables();
         const int64_t table_size = PwluPieces<T>::table_size(intervals);
         if (x.numel() != 0) {
           const int64_t row = units == 1 ? 0 : table_size;
           const int64_t stride = tiles.stride();
-          const scalar_t* x_data = x.const_data_ptr<scalar_t>();
-          const scalar_t* g_data = grad.const_data_ptr<scalar_t>();
-          scalar_t* dx_data = dx.mutable_data_ptr<scalar_t>();
+          const scalar_t* x_data = const_data<scalar_t>(x);
+          const scalar_t* g_data = const_data<scalar_t>(grad);
+          scalar_t* dx_data = mutable_data<scalar_t>(dx);
           tiles.for_blocks([&](int64_t n, int64_t c, int64_t chunk, int64_t p,
                                int length) {
             T x_buffer[kBlock], g_buffer[kBlock], dx_buffer[kBlock];
@@ -250,7 +254,7 @@ pwlu_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
           });
         }
         gradients = at::empty({units, intervals + 5}, at::kDouble);
-        double* to = gradients.mutable_data_ptr<double>();
+        double* to = mutable_data<double>(gradients);
         const int64_t rows_of_unit = units == 1 ? view.channels * rows : rows;
         at::parallel_for(0, units, 32, [&](int64_t first, int64_t end) {
           std::vector<double> sum(bins);

@@ -218,19 +218,19 @@ AconGradients acon_run(const at::Tensor& grad, const at::Tensor& x,
   at::Tensor dbeta = per_element && kBackward
                          ? at::empty_like(x, x.options().dtype(type))
                          : at::Tensor();
-  const AconNumbers<T> numbers{numbers_p1.const_data_ptr<T>(),
-                               numbers_p2.const_data_ptr<T>(),
-                               b.const_data_ptr<T>(),
+  const AconNumbers<T> numbers{const_data<T>(numbers_p1),
+                               const_data<T>(numbers_p2),
+                               const_data<T>(b),
                                p1.size(0) == 1 ? 0 : 1,
                                p2.size(0) == 1 ? 0 : 1,
                                per_sample ? beta.size(1) : 0,
                                beta.size(-1) == 1 ? 0 : 1};
   const AconArrays<scalar_t> arrays{
-      x.const_data_ptr<scalar_t>(),
-      kBackward ? grad.const_data_ptr<scalar_t>() : nullptr,
-      out.mutable_data_ptr<scalar_t>(),
-      per_element ? b.const_data_ptr<T>() : nullptr,
-      dbeta.defined() ? dbeta.mutable_data_ptr<T>() : nullptr};
+      const_data<scalar_t>(x),
+      kBackward ? const_data<scalar_t>(grad) : nullptr,
+      mutable_data<scalar_t>(out),
+      per_element ? const_data<T>(b) : nullptr,
+      dbeta.defined() ? mutable_data<T>(dbeta) : nullptr};
   const bool vectors = aligned({arrays.x, arrays.grad, arrays.out,
                                 arrays.pixel_beta, arrays.pixel_dbeta});
 
@@ -240,7 +240,7 @@ AconGradients acon_run(const at::Tensor& grad, const at::Tensor& x,
     if (!kBackward) return nullptr;
     sums = at::empty({view.channels, view.samples * chunks, 3},
                      x.options().dtype(type));
-    return sums.template mutable_data_ptr<T>();
+    return mutable_data<T>(sums);
   };
   const auto run_pixels = [&](auto vector, auto pixel) {
     constexpr int K = decltype(vector)::value;
@@ -279,9 +279,9 @@ AconGradients acon_run(const at::Tensor& grad, const at::Tensor& x,
                 sums.options())};
   const int threads = sum_threads(view.samples * chunks, 3);
   launch(acon_finish<T>, view.channels, threads, threads * sizeof(double),
-         sums.const_data_ptr<T>(), view.samples, chunks, per_sample,
-         result.p1.mutable_data_ptr<T>(), result.p2.mutable_data_ptr<T>(),
-         result.beta.mutable_data_ptr<T>());
+         const_data<T>(sums), view.samples, chunks, per_sample,
+         mutable_data<T>(result.p1), mutable_data<T>(result.p2),
+         mutable_data<T>(result.beta));
   if (per_element) {
     result.beta = dbeta.to(beta.scalar_type()).view_as(beta);
   } else if (per_sample) {

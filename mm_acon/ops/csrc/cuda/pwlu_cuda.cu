@@ -368,7 +368,7 @@ at::Tensor pwlu_run(const PwluArrays<scalar_t>& arrays, const View& view,
     if (!kBackward) return nullptr;
     sums = at::empty({view.channels, segments, 2 * bins},
                      x.options().dtype(c10::CppTypeToScalarType<T>::value));
-    return sums.template mutable_data_ptr<T>();
+    return mutable_data<T>(sums);
   };
   int threads = kBackward ? kBackwardThreads : kForwardThreads;
   // For the bins and tables of `units` channels a thread.
@@ -426,7 +426,7 @@ struct PwluParameters {
   explicit PwluParameters(const at::Tensor* given) {
     for (int i = 0; i < 5; ++i) {
       held[i] = given[i].to(c10::CppTypeToScalarType<T>::value).contiguous();
-      numbers.data[i] = held[i].template const_data_ptr<T>();
+      numbers.data[i] = const_data<T>(held[i]);
       numbers.step[i] = held[i].size(0) == 1 ? 0 : held[i].stride(0);
       units = std::max(units, held[i].size(0));
     }
@@ -456,9 +456,9 @@ at::Tensor pwlu_cuda(const at::Tensor& input, const at::Tensor& points,
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, x.scalar_type(), "pwlu", [&] {
         const PwluParameters<math_t<scalar_t>> parameters(given);
-        const PwluArrays<scalar_t> arrays{x.const_data_ptr<scalar_t>(),
+        const PwluArrays<scalar_t> arrays{const_data<scalar_t>(x),
                                           nullptr,
-                                          y.mutable_data_ptr<scalar_t>()};
+                                          mutable_data<scalar_t>(y)};
         pwlu_run<false>(arrays, merge_samples(shape, parameters.units == 1),
                         parameters.numbers, x);
       });
@@ -493,14 +493,14 @@ pwlu_backward_cuda(const at::Tensor& grad_output, const at::Tensor& input,
           auto size = given[i].sizes().vec();
           size[0] = parameters.units;
           to[i] = at::empty(size, parameters.held[i].options());
-          gradients.data[i] = to[i].template mutable_data_ptr<T>();
+          gradients.data[i] = mutable_data<T>(to[i]);
         }
         if (x.numel() == 0) {
           for (at::Tensor& gradient : to) gradient.zero_();
         } else {
           const PwluArrays<scalar_t> arrays{
-              x.const_data_ptr<scalar_t>(), grad.const_data_ptr<scalar_t>(),
-              dx.mutable_data_ptr<scalar_t>()};
+              const_data<scalar_t>(x), const_data<scalar_t>(grad),
+              mutable_data<scalar_t>(dx)};
           const at::Tensor sums = pwlu_run<true>(
               arrays, merge_samples(shape, parameters.units == 1), numbers, x);
           const int64_t segments = sums.size(1), width = sums.size(2);
@@ -511,7 +511,7 @@ pwlu_backward_cuda(const at::Tensor& grad_output, const at::Tensor& input,
               numbers.table_size() * sizeof(T);
           check_shared(shared, numbers.pieces);
           launch(pwlu_finish<T>, parameters.units, threads, shared,
-                 sums.template const_data_ptr<T>(), segments, numbers,
+                 const_data<T>(sums), segments, numbers,
                  gradients);
         }
       });
