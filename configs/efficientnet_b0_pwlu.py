@@ -1,6 +1,5 @@
 _base_ = [
-    'mmpretrain::_base_/models/efficientnet_b0.py',
-    './_base_/imagenet_100e.py'
+    'mmpretrain::_base_/models/efficientnet_b0.py', './_base_/imagenet_100e.py'
 ]
 
 custom_imports = dict(imports=['mm_acon'])

@@ -1,6 +1,5 @@
 _base_ = [
-    'mmpretrain::_base_/models/mobilenet_v2_1x.py',
-    './_base_/imagenet_300k.py'
+    'mmpretrain::_base_/models/mobilenet_v2_1x.py', './_base_/imagenet_300k.py'
 ]
 
 custom_imports = dict(imports=['mm_acon'])

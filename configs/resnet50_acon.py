@@ -1,6 +1,4 @@
-_base_ = [
-    'mmpretrain::_base_/models/resnet50.py', './_base_/imagenet_600k.py'
-]
+_base_ = ['mmpretrain::_base_/models/resnet50.py', './_base_/imagenet_600k.py']
 
 custom_imports = dict(imports=['mm_acon'])
 

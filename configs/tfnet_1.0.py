@@ -13,6 +13,4 @@ model = dict(
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1)))
 
 # TFNet alone is trained with a cosine schedule (Sec. 4.2).
-param_scheduler = [
-    dict(type='CosineAnnealingLR', eta_min=0, by_epoch=False)
-]
+param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0, by_epoch=False)]

@@ -16,9 +16,8 @@ def describe() -> str:
         torch.cuda.get_device_name(index)
         for index in range(torch.cuda.device_count())
     ]
-    operators = (
-        'compiled for ' + ', '.join(sorted(DEVICES)) if DEVICES else
-        f'plain PyTorch (build them with {BUILD_COMMAND})')
+    operators = ('compiled for ' + ', '.join(sorted(DEVICES)) if DEVICES else
+                 f'plain PyTorch (build them with {BUILD_COMMAND})')
     rows = [('Python', platform.python_version()),
             ('torch', f'{torch.__version__}, CUDA {torch.version.cuda}'),
             ('GPUs', ', '.join(gpus) or 'none'),

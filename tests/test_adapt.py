@@ -67,11 +67,12 @@ for name in sorted(set(after) - set(before)):
 
 
 def watch(*arguments):
-    done = subprocess.run(
-        [sys.executable, '-c', WATCH, *arguments],
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1'))
+    done = subprocess.run([sys.executable, '-c', WATCH, *arguments],
+                          capture_output=True,
+                          text=True,
+                          env=dict(
+                              os.environ,
+                              TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1'))
     assert done.returncode == 0, done.stderr
     lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
     return [[name for kind, name in lines if kind == wanted]
@@ -86,8 +87,8 @@ def test_import_changes_nothing():
     assert kinds == {
         'MODELS', 'HOOKS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'backend', 'cost'
     }
-    assert [name for name in added if name.startswith('backend')
-            ] == ['backend complete_files']
+    assert [name for name in added
+            if name.startswith('backend')] == ['backend complete_files']
 
 
 def test_asking_for_it_changes_what_it_says():
@@ -128,8 +129,10 @@ load_checkpoint(torch.nn.Linear(1, 1), 'file.pth')
 
 def test_a_user_who_trusts_his_files_still_can(tmp_path):
     """The variable is torch's own; nothing but the tools overrules it."""
-    done = subprocess.run([sys.executable, '-c', USE], cwd=tmp_path,
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', USE],
+                          cwd=tmp_path,
+                          capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -24,8 +24,7 @@ def test_picture_has_every_import():
                        architecture.PICTURE.read_text())
     assert sorted(drawn) == sorted(
         (name, target) for name in graph for target in graph[name])
-    assert ('swap', 'activations') in drawn and ('activations',
-                                                 'ops') in drawn
+    assert ('swap', 'activations') in drawn and ('activations', 'ops') in drawn
 
 
 def test_imports_go_one_way():

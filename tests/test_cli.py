@@ -26,8 +26,9 @@ def test_prepare_config_of_a_run(tmp_path):
     checkpoint = tmp_path / 'epoch_1.pth'
     checkpoint.touch()
     cfg = prepare_config(
-        options(checkpoint, '--launcher', 'slurm', '--work-dir', 'there',
-                run=True))
+        options(
+            checkpoint, '--launcher', 'slurm', '--work-dir', 'there',
+            run=True))
     assert cfg.launcher == 'slurm'
     assert cfg.work_dir == 'there'
     assert cfg.load_from == str(checkpoint)
@@ -89,8 +90,9 @@ def test_missing_weights(tmp_path):
 
 
 def test_default_work_dir():
-    assert default_work_dir(FASTER_RCNN, 'PWLU', 'demo') == (
-        'work_dirs/faster-rcnn_r50_fpn_1x_coco-PWLU-demo')
+    assert default_work_dir(
+        FASTER_RCNN, 'PWLU',
+        'demo') == ('work_dirs/faster-rcnn_r50_fpn_1x_coco-PWLU-demo')
     assert default_work_dir('a/b.py', None, None) == 'work_dirs/b'
 
 
@@ -134,8 +136,8 @@ def test_checks_know_hooks_by_their_class():
     assert 'ClassCountHook' not in [hook.type for hook in cfg.custom_hooks]
 
 
-@pytest.mark.parametrize('hook', (
-    None, dict(type='MyCheckpointHook', interval=7)))
+@pytest.mark.parametrize('hook',
+                         (None, dict(type='MyCheckpointHook', interval=7)))
 def test_a_checkpoint_hook_of_the_users_own_stays(hook):
     cfg = config(default_hooks=dict(checkpoint=hook))
     use_checks(cfg)

@@ -61,7 +61,7 @@ def test_is_compiling():
 
 def test_strict_zip():
     assert list(compat.strict_zip([1, 2], 'ab', (3, 4))) == [(1, 'a', 3),
-                                                               (2, 'b', 4)]
+                                                             (2, 'b', 4)]
     with pytest.raises(ValueError, match=r'of one length, got \[2, 1\]'):
         compat.strict_zip([1, 2], [3])
 

@@ -53,8 +53,7 @@ NAMES = {
     ('TFNet 0.5', 'ACON-FReLU'): 'tfnet_0.5',
     ('TFNet 2.0', 'ACON-FReLU'): 'tfnet_2.0',
 }
-EXACT = {(*key, 'parameters'): PARAMETERS[name]
-         for key, name in NAMES.items()}
+EXACT = {(*key, 'parameters'): PARAMETERS[name] for key, name in NAMES.items()}
 EXACT.update({
     (*key, 'MACs'): MACS[NAMES[key]]
     for key in (('ResNet-50', 'ReLU'), ('TFNet 2.0', 'ACON-FReLU'))
@@ -65,8 +64,9 @@ EXACT.update({
 def test_exact_number(key, rows):
     found = {
         row.counted
-        for row in rows if row.table.startswith('ACON')
-        and (row.network, row.activation, row.quantity) == key
+        for row in rows
+        if row.table.startswith('ACON') and (row.network, row.activation,
+                                             row.quantity) == key
     }
     assert found == {EXACT[key]}
 
@@ -134,10 +134,11 @@ def test_sites_of_a_config(call):
     # element, which are counted where the operators are compiled.
     macs = 2 * 64 * 16 * 24 if DEVICES else 0
     lines = text.splitlines()
-    assert [line.split() for line in lines[:3]] == [
-        ['site', 'activation', 'width', 'map', 'parameters', 'MACs']
-    ] + [[f'layer1.{index}.conv1', 'PWLU', '64', '16x24', '1,344', f'{macs:,}']
-         for index in (0, 1)]
+    assert [
+        line.split() for line in lines[:3]
+    ] == [['site', 'activation', 'width', 'map', 'parameters', 'MACs']] + [[
+        f'layer1.{index}.conv1', 'PWLU', '64', '16x24', '1,344', f'{macs:,}'
+    ] for index in (0, 1)]
     assert lines[4] == 'ResNet, 64x96 pixels, 2 sites'
     assert lines[5].startswith('parameters: 2,688 by the activations, 0.02% '
                                'of the other 11,176,512')

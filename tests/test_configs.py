@@ -40,9 +40,8 @@ BLOCKS = [
     for block in range(blocks)
 ]
 AFTER_3X3 = [f'{block}.conv2' for block in BLOCKS]
-ALL_SITES = ['conv1'] + [
-    f'{block}.conv{i}' for block in BLOCKS for i in (1, 2, 3)
-]
+ALL_SITES = ['conv1'
+             ] + [f'{block}.conv{i}' for block in BLOCKS for i in (1, 2, 3)]
 
 # Config: type of its activation, the sites, the plain config it changes.
 ACTIVATIONS = {
@@ -64,8 +63,10 @@ ACTIVATIONS = {
 
 # Config: its setting, and the library's config that the setting changes.
 SETTINGS = {
-    'retinanet_r50_600px': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
-    'retinanet_r50_scratch': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+    'retinanet_r50_600px':
+    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+    'retinanet_r50_scratch':
+    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
     'mask_rcnn_r50_scratch':
     'mmdet::scratch/mask-rcnn_r50-scratch_fpn_gn-all_6x_coco.py',
     'pspnet_r50_batch16':
@@ -147,19 +148,20 @@ def test_backbone_has_its_activation_at_its_sites(name, no_network):
     assert len(modules) == (len(wanted) if learnable else 0)
 
 
-@pytest.mark.parametrize('name, added', [
-    # 3, 4, 6 and 3 blocks of 64, 128, 256 and 512 channels. meta-ACON has
-    # 2 C for p1 and p2, and G with H hidden units 2 C H + H + C.
-    ('retinanet_r50_acon', 3 * (3 * 64 + 4 * 128 + 6 * 256 + 3 * 512)),
-    ('retinanet_r50_metaacon', 3 * 2256 + 4 * 4496 + 6 * 8976 + 3 * 34336),
-    ('retinanet_r50_pwlu', 22_720 * (16 + 5)),
-])
+@pytest.mark.parametrize(
+    'name, added',
+    [
+        # 3, 4, 6 and 3 blocks of 64, 128, 256 and 512 channels. meta-ACON has
+        # 2 C for p1 and p2, and G with H hidden units 2 C H + H + C.
+        ('retinanet_r50_acon', 3 * (3 * 64 + 4 * 128 + 6 * 256 + 3 * 512)),
+        ('retinanet_r50_metaacon', 3 * 2256 + 4 * 4496 + 6 * 8976 + 3 * 34336),
+        ('retinanet_r50_pwlu', 22_720 * (16 + 5)),
+    ])
 def test_parameters_added(name, added):
     model = MODELS.build(load(name).model)
-    found = sum(
-        parameter.numel() for module in model.modules()
-        if isinstance(module, LearnableActivation)
-        for parameter in module.parameters())
+    found = sum(parameter.numel() for module in model.modules()
+                if isinstance(module, LearnableActivation)
+                for parameter in module.parameters())
     assert found == added
 
 
@@ -319,8 +321,7 @@ def test_no_weight_decay_on_activation_numbers(name):
         decay[parameter]
         for module in model.modules()
         if isinstance(module, LearnableActivation)
-        for parameter in module.parameters(recurse=False)
-        if parameter in decay
+        for parameter in module.parameters(recurse=False) if parameter in decay
     }
     learnable = not name.endswith(('relu', 'swish'))
     assert found == ({0.} if learnable else set())

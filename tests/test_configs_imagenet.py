@@ -97,9 +97,9 @@ def test_acon_paper(name):
     _, backbone, activation, number, total = ACON_PAPER[name]
     model = build(load(name))
     assert type(model.backbone).__name__ == backbone
-    counted = sum(
-        p.numel() for m in model.modules() if not isinstance(m, _BatchNorm)
-        for p in m.parameters(recurse=False))
+    counted = sum(p.numel() for m in model.modules()
+                  if not isinstance(m, _BatchNorm)
+                  for p in m.parameters(recurse=False))
     assert counted == PARAMETERS[name]
     # Before the probe runs the model, as the optimizer meets them.
     assert all(not unit.is_lazy for unit in activations(model))
@@ -222,8 +222,7 @@ def readme_commands():
         r'^python tools/train.py configs/(\S+)\.py --cfg-options (.*)$',
         README, re.M)
     for name, options in commands:
-        options = dict(
-            option.split('=', 1) for option in shlex.split(options))
+        options = dict(option.split('=', 1) for option in shlex.split(options))
         yield name, {
             key: DictAction._parse_iterable(value)
             for key, value in options.items()

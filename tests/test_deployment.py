@@ -32,9 +32,10 @@ def learnt(module, seed=0):
     generator = torch.Generator().manual_seed(seed)
     module.train()
     for _ in range(2):
-        module(torch.randn(2, 3, 32, 32, generator=generator)
-               if isinstance(module, nn.Sequential) else torch.randn(
-                   2, CHANNELS, 8, 8, generator=generator))
+        module(
+            torch.randn(2, 3, 32, 32, generator=generator
+                        ) if isinstance(module, nn.Sequential) else torch.
+            randn(2, CHANNELS, 8, 8, generator=generator))
     with torch.no_grad():
         for child in module.modules():
             if isinstance(child, LearnableActivation):
@@ -45,8 +46,7 @@ def learnt(module, seed=0):
 
 
 def activation(name):
-    return learnt(MODELS.build(dict(ACTIVATIONS[name],
-                                    num_channels=CHANNELS)))
+    return learnt(MODELS.build(dict(ACTIVATIONS[name], num_channels=CHANNELS)))
 
 
 def assert_near(result, expected, tolerance=1e-5):
@@ -174,7 +174,8 @@ def test_other_operators_are_an_error(tmp_path):
     assert count_operators(path) == {'Relu': 1}
     write_onnx(path, 'mm_acon', 'pwlu')
     with pytest.raises(
-            ValueError, match="ONNX's own operators only, it has also "
+            ValueError,
+            match="ONNX's own operators only, it has also "
             'mm_acon::pwlu'):
         count_operators(path)
     write_onnx(path, '', 'NoSuchOperator')
@@ -229,7 +230,8 @@ def test_torch_export_and_compile_of_backbones(library):
     x, other = torch.randn(2, 3, 32, 32), torch.randn(3, 3, 40, 52)
     dynamic = torch.export.Dim.DYNAMIC
     exported = torch.export.export(
-        backbone, (x, ), dynamic_shapes=({
+        backbone, (x, ),
+        dynamic_shapes=({
             0: dynamic,
             2: dynamic,
             3: dynamic
@@ -268,8 +270,8 @@ def test_what_does_not_work(tmp_path):
     with pytest.raises(RuntimeError, match='cannot statically infer'):
         torch.jit.script(fold_activations(PWLU(CHANNELS)))
     if BUILT:
-        with pytest.raises(torch.onnx.errors.OnnxExporterError,
-                           match='mm_acon.pwlu'):
+        with pytest.raises(
+                torch.onnx.errors.OnnxExporterError, match='mm_acon.pwlu'):
             torch.onnx.export(PWLU(CHANNELS).eval(), (x, ), dynamo=True)
 
 
@@ -376,9 +378,10 @@ def test_two_stage_detectors_are_an_error_of_the_tool(export):
 
 @EXPORTS
 @pytest.mark.full
-@pytest.mark.parametrize('arguments', ((PSPNET, '--demo'),
-                                       (CONFIGS / 'retinanet_r50_pwlu.py',
-                                        '--demo', '--part', 'backbone')))
+@pytest.mark.parametrize(
+    'arguments',
+    ((PSPNET, '--demo'),
+     (CONFIGS / 'retinanet_r50_pwlu.py', '--demo', '--part', 'backbone')))
 def test_tool_on_the_papers_networks(export, arguments):
     code, out = export(*arguments)
     assert code == 0

@@ -56,7 +56,6 @@ PAGES = [
     ROOT / 'mm_acon/ops/csrc/README.md', *sorted((ROOT / 'docs').rglob('*.md'))
 ]
 
-
 # Which only one stack has.
 FORMATTERS = ('isort', 'yapf')
 
@@ -67,8 +66,9 @@ def is_config(block: Block) -> bool:
     for statement in ast.parse(block.text).body:
         if not isinstance(statement, ast.Assign):
             return False
-        if any(node.id not in known for node in ast.walk(statement.value)
-               if isinstance(node, ast.Name)):
+        if any(
+                node.id not in known for node in ast.walk(statement.value)
+                if isinstance(node, ast.Name)):
             return False
         known.update(target.id for target in statement.targets)
     return True
@@ -201,6 +201,7 @@ def test_formula_of_pwlu():
     x, points = torch.linspace(-3, 3, 101), torch.randn(9)
     numbers = [torch.tensor([value]) for value in (-1.3, 1.9, 0.3, -0.7)]
     left_bound, right_bound, left_slope, right_slope = numbers
+
     # points[i] with the i of a floor, which the formula leaves a float.
     class Points:
 
@@ -308,8 +309,9 @@ def check_shell_script(script: str, arguments: List[str], page: str,
                           text=True)
     assert done.returncode == 0, done.stderr
     words = done.stdout.splitlines()
-    tool, = (word for word in words if word.endswith('.py')
-             and word.startswith('tools/'))
+    tool, = (
+        word for word in words
+        if word.endswith('.py') and word.startswith('tools/'))
     check_tool(tool, words[words.index(tool) + 1:], page)
 
 
@@ -416,8 +418,9 @@ def test_lines_of_the_design_are_short():
     pages = [ROOT / 'docs/design.md', *(ROOT / 'docs/design').glob('*.md')]
     assert len(pages) > 6
     for page in pages:
-        long = [line for line in page.read_text().splitlines()
-                if len(line) > 100]
+        long = [
+            line for line in page.read_text().splitlines() if len(line) > 100
+        ]
         assert not long, f'{page.name}: {long}'
 
 
@@ -434,8 +437,8 @@ def message_texts() -> str:
     ]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, (ast.JoinedStr, ast.Constant)):
-                parts = node.values if isinstance(
-                    node, ast.JoinedStr) else [node]
+                parts = node.values if isinstance(node,
+                                                  ast.JoinedStr) else [node]
                 texts.append('...'.join(
                     str(part.value) if isinstance(part, ast.Constant) else ''
                     for part in parts))

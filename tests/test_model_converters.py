@@ -157,8 +157,7 @@ class ShuffleNetV2(nn.Module):
                 width_in = width
         self.features = nn.Sequential(*blocks)
         last = widths[-1]
-        self.conv_last = nn.Sequential(
-            *unit(width_in, last), ACON(last, r))
+        self.conv_last = nn.Sequential(*unit(width_in, last), ACON(last, r))
         self.classifier = nn.Sequential(nn.Linear(last, 10))
 
     def forward(self, x):
@@ -225,8 +224,7 @@ NETWORKS = {
     'ResNet-18 meta-ACON': (ResNet, ((2, 2, 2, 2), False, 16)),
     'ShuffleNetV2 0.5x meta-ACON': (ShuffleNetV2, ((48, 96, 192, 1024), 8)),
     'ShuffleNetV2 0.5x ACON': (ShuffleNetV2, ((48, 96, 192, 1024), )),
-    'ShuffleNetV2 1.5x meta-ACON':
-    (ShuffleNetV2, ((176, 352, 704, 1024), 16)),
+    'ShuffleNetV2 1.5x meta-ACON': (ShuffleNetV2, ((176, 352, 704, 1024), 16)),
     'TFNet 0.5': (TFNet, (.5, )),
 }
 
@@ -338,9 +336,9 @@ REFUSED = {
     'code': (dict(state_dict={}, args=Namespace(lr=1)),
              'holds objects beside tensors and plain Python values, .*write '
              'its state_dict alone into a new one.*argparse.Namespace'),
-    'no tensors': (dict(epoch=3),
-                   r"expected a dict of tensors, or one as 'state_dict', got "
-                   r"dict \['epoch'\]"),
+    'no tensors':
+    (dict(epoch=3), r"expected a dict of tensors, or one as 'state_dict', got "
+     r"dict \['epoch'\]"),
     'a list': ([1], 'expected a dict of tensors.*got list'),
     'plain ResNet': ({
         'conv1.weight': torch.zeros(64, 3, 7, 7),

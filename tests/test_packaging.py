@@ -78,10 +78,12 @@ def sdist(tmp_path_factory):
 def test_build_without_a_compiler(sdist, tmp_path):
     shutil.unpack_archive(sdist, tmp_path)
     folder, = tmp_path.iterdir()
-    with pytest.raises(AssertionError, match=re.escape(
-            "there is no compiler 'no-such-compiler -O2': install g++, name "
-            'yours with CXX=..., or set MM_ACON_WITH_OPS=0 to build without, '
-            'which is several times slower.')):
+    with pytest.raises(
+            AssertionError,
+            match=re.escape(
+                "there is no compiler 'no-such-compiler -O2': install g++, name "
+                'yours with CXX=..., or set MM_ACON_WITH_OPS=0 to build without, '
+                'which is several times slower.')):
         call(folder, 'setup.py', 'build_ext', CXX='no-such-compiler -O2')
 
 
@@ -90,9 +92,11 @@ def test_build_with_an_old_setuptools(sdist, tmp_path):
     shutil.unpack_archive(sdist, tmp_path)
     folder, = tmp_path.iterdir()
     (folder / 'setuptools.py').write_text("__version__ = '60.2.0'")
-    with pytest.raises(AssertionError, match=(
-            'mm_acon needs setuptools 61 or newer, and .* has 60.2.0: python '
-            "-m pip install --upgrade 'setuptools>=61,<82'")):
+    with pytest.raises(
+            AssertionError,
+            match=
+        ('mm_acon needs setuptools 61 or newer, and .* has 60.2.0: python '
+         "-m pip install --upgrade 'setuptools>=61,<82'")):
         call(folder, 'setup.py', '--version')
 
 
@@ -137,8 +141,10 @@ def test_sdist_has_all_that_a_build_needs(sdist):
     with tarfile.open(sdist) as archive:
         names = {Path(*Path(name).parts[1:]) for name in archive.getnames()}
     csrc = ROOT / 'mm_acon/ops/csrc'
-    assert {path.relative_to(ROOT)
-            for path in csrc.rglob('*.*') if path.is_file()} <= names
+    assert {
+        path.relative_to(ROOT)
+        for path in csrc.rglob('*.*') if path.is_file()
+    } <= names
     assert {Path('setup.py'), Path('MANIFEST.in')} <= names
     assert not any('.mim' in name.parts for name in names)
 
@@ -147,8 +153,8 @@ def test_wheel_has_configs_and_tools(installed):
     mim = installed / 'mm_acon/.mim'
     shipped = (ROOT / name for name in ('configs', 'tools', 'model-index.yml'))
     assert files(*mim.iterdir()) == {
-        path for path in files(*shipped)
-        if path.parts[:2] != ('tools', 'dev')
+        path
+        for path in files(*shipped) if path.parts[:2] != ('tools', 'dev')
     }
     assert not any(path.is_symlink() for path in [mim, *mim.rglob('*')])
     demo = 'mm_acon/demo/configs'
@@ -224,11 +230,12 @@ def test_metadata(installed):
     # mmengine is in the extras alone, where it has one of two names.
     # setuptools has written blanks and quotes in several ways.
     needed = {
-        re.sub('[ "\']', '', line) for line in found.get_all('Requires-Dist')
+        re.sub('[ "\']', '', line)
+        for line in found.get_all('Requires-Dist')
     }
     assert {line
-            for line in needed if 'extra==' not in line} == {'torch>=2.0',
-                                                             'numpy'}
+            for line in needed
+            if 'extra==' not in line} == {'torch>=2.0', 'numpy'}
     for extra, prefix in (('openmmlab', ''), ('onedl', 'onedl-')):
         assert f'{prefix}mmengine;extra=={extra}' in needed
     assert (installed / 'mm_acon/py.typed').is_file()
@@ -249,7 +256,9 @@ def test_types_of_the_public_api():
     """As a user's program sees them; see tests/typed_usage.py."""
     pytest.importorskip('mypy')
     done = subprocess.run([sys.executable, '-m', 'mypy'],
-                          cwd=ROOT, capture_output=True, text=True)
+                          cwd=ROOT,
+                          capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -355,8 +364,10 @@ def test_index_says_what_the_config_does(name, index):
     model, = (model for model in index.models if model.name == name)
     length = 'max_iters' if 'max_iters' in cfg.train_cfg else 'max_epochs'
     assert model.metadata.data == {
-        'Training Data': DATA[cfg.train_dataloader.dataset.type],
-        'Batch Size': cfg.auto_scale_lr.base_batch_size,
+        'Training Data':
+        DATA[cfg.train_dataloader.dataset.type],
+        'Batch Size':
+        cfg.auto_scale_lr.base_batch_size,
         dict(max_iters='Iterations', max_epochs='Epochs')[length]:
         cfg.train_cfg[length],
     }

@@ -128,9 +128,8 @@ def test_phase1_goes_on_in_the_detector(source, folder):
     assert 'PWLU: Phase II starts at iteration 1.' in log
     # Those of the stem and of stage 1 are frozen as they came.
     units = pwlus(runner)
-    assert [unit.current_phase for unit in units] == [PHASE_1] * 5 + [
-        PHASE_2
-    ] * 12
+    assert [unit.current_phase
+            for unit in units] == [PHASE_1] * 5 + [PHASE_2] * 12
     assert {int(unit.num_batches[0]) for unit in units[:5]} == {2}
     assert {int(unit.num_batches[0]) for unit in units[5:]} == {3}
 

@@ -36,8 +36,8 @@ def calls(path):
             }
 
 
-@pytest.mark.parametrize('path', SOURCES,
-                         ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    'path', SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_call_runs_what_a_file_or_a_user_says(path):
     for name, keywords in calls(path):
         if name in ('torch.load', 'torch.hub.load_state_dict_from_url'):
@@ -48,7 +48,8 @@ def test_no_call_runs_what_a_file_or_a_user_says(path):
 
 
 @pytest.mark.parametrize(
-    'script', sorted((ROOT / 'tools').glob('[ds]*_t*.sh')),
+    'script',
+    sorted((ROOT / 'tools').glob('[ds]*_t*.sh')),
     ids=lambda path: path.name)
 def test_launchers_pass_words_on_as_they_are(script, tmp_path):
     """To a python or srun that only lists its arguments."""
@@ -56,9 +57,11 @@ def test_launchers_pass_words_on_as_they_are(script, tmp_path):
         program = tmp_path / name
         program.write_text('#!/bin/sh\nprintf "%s\\0" "$@" > arguments\n')
         program.chmod(0o755)
-    names = ('NNODES', 'NODE_RANK', 'MASTER_ADDR', 'PORT'
-             ) if script.name.startswith('dist') else (
-                 'GPUS', 'GPUS_PER_NODE', 'CPUS_PER_TASK', 'SRUN_ARGS')
+    names = ('NNODES', 'NODE_RANK', 'MASTER_ADDR',
+             'PORT') if script.name.startswith('dist') else ('GPUS',
+                                                             'GPUS_PER_NODE',
+                                                             'CPUS_PER_TASK',
+                                                             'SRUN_ARGS')
     for word in HOSTILE:
         done = subprocess.run(
             ['bash', str(script), *[word] * 6],
@@ -115,10 +118,15 @@ def test_test_refuses_code(tmp_path):
     """The whole tool, on the checkpoint that a stranger sent."""
     ran, path = tmp_path / 'ran', tmp_path / 'file.pth'
     torch.save(dict(state_dict={}, code=WriteFile(ran)), path)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / 'test.py'),
-         'mmpretrain::resnet/resnet18_8xb32_in1k.py', str(path), '--demo'],
-        cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([
+        sys.executable,
+        str(ROOT / 'tools' / 'test.py'),
+        'mmpretrain::resnet/resnet18_8xb32_in1k.py',
+        str(path), '--demo'
+    ],
+                          cwd=tmp_path,
+                          capture_output=True,
+                          text=True)
     assert done.returncode != 0
     assert f'{path} holds objects beside tensors' in done.stderr
     assert not ran.exists()

@@ -44,10 +44,7 @@ def test_study_and_its_resumption(tmp_path):
     assert content['costs']['ReLU']['over_relu'] == 1
     # 17 sites keep one more tensor each; ReLU works in place.
     assert content['costs']['Swish']['kept'] > content['costs']['ReLU']['kept']
-    units = {
-        key: len(run['iou'])
-        for key, run in content['runs'].items()
-    }
+    units = {key: len(run['iou']) for key, run in content['runs'].items()}
     assert units['ReLU / 0'] == 0
     # The channels of the 17 sites, but those whose input never varies.
     assert 400 < units['PWLU channel, realigned / 1'] <= 488
@@ -131,11 +128,11 @@ def test_page(study, monkeypatch):
             f'weight decay {study.OPTIMIZER["weight_decay"]} but on'):
         assert words in prose
     orderings = rows_of(page, 'ordering')
-    assert [row[:4] for row in orderings] == [
-        (f'{better} > {worse}', 'accuracy', f'{gain:+.2f}', where)
-        for better, worse, gain, where in study.ORDERINGS
-    ] + [(' > '.join(study.IOU_ORDERING), 'IOU', 'drawn',
-          'PWLU Fig. 6, MobileNetV3')]
+    assert [
+        row[:4] for row in orderings
+    ] == [(f'{better} > {worse}', 'accuracy', f'{gain:+.2f}', where)
+          for better, worse, gain, where in study.ORDERINGS] + [(' > '.join(
+              study.IOU_ORDERING), 'IOU', 'drawn', 'PWLU Fig. 6, MobileNetV3')]
     assert study.summary(orderings, args.seeds) in page
     accuracies = page.partition('## Accuracy')[2]
     assert [row[0] for row in rows_of(accuracies, 'activation')
@@ -145,8 +142,8 @@ def test_page(study, monkeypatch):
             ] == list(study.COSTS.values())
 
 
-@pytest.mark.parametrize('granularity, iou', (('channel', [1, .5]),
-                                              ('layer', [3 / 4.743416])))
+@pytest.mark.parametrize('granularity, iou',
+                         (('channel', [1, .5]), ('layer', [3 / 4.743416])))
 def test_alignment(study, granularity, iou):
     """Bounds at 3; inputs of +-1 and +-2, whose ranges are +-3 and +-6."""
 

@@ -111,8 +111,8 @@ TINY = ('--rounds', '1', '--warmup', '0', '--threads', '1', '--json',
       }),
     ((RETINANET, ), {
         'ReLU': (0, 0),
-        'MetaACON': (16, PARAMETERS['resnet50_metaacon'] -
-                     PARAMETERS['resnet50_relu'])
+        'MetaACON':
+        (16, PARAMETERS['resnet50_metaacon'] - PARAMETERS['resnet50_relu'])
     }),
 ))
 def test_benchmark_of_models(tmp_path, arguments, added):
@@ -131,8 +131,9 @@ def test_benchmark_of_models(tmp_path, arguments, added):
         assert f'| {name} | {row["sites"]} |' in done.stdout
         for phase in ('forward', 'backward', 'optimizer', 'inference'):
             assert row[f'{phase}_ms'] > 0
-        assert row['train_ms'] == pytest.approx(
-            row['forward_ms'] + row['backward_ms'] + row['optimizer_ms'])
+        assert row['train_ms'] == pytest.approx(row['forward_ms'] +
+                                                row['backward_ms'] +
+                                                row['optimizer_ms'])
         for phase in ('train', 'inference'):
             assert row[f'{phase}_ratio'] == pytest.approx(
                 row[f'{phase}_ms'] / rows['ReLU'][f'{phase}_ms'])
@@ -142,8 +143,7 @@ def test_benchmark_of_models(tmp_path, arguments, added):
 @pytest.mark.parametrize('arguments, message', (
     ((RESNET_18, ), 'it is ResNet in mmpretrain::resnet/resnet18_8xb32_in1k'
      '.py; write --activations TYPE [TYPE ...] or --act TYPE.'),
-    ((RESNET_18, '--act', 'PLU'),
-     "'PLU' is not a registered activation"),
+    ((RESNET_18, '--act', 'PLU'), "'PLU' is not a registered activation"),
 ))
 def test_errors_of_the_benchmark_of_models(tmp_path, arguments, message):
     done = tool(tmp_path, 'analysis/benchmark_model.py', *arguments)
@@ -157,9 +157,8 @@ def test_benchmark_of_operators(tmp_path):
                 '2x16x8x8', '--activations', 'PWLU', '--forms', 'reference')
     assert done.returncode == 0, done.stderr[-3000:]
     figures = json.loads((tmp_path / 'figures.json').read_text())
-    assert [row['case'] for row in figures['rows']] == [
-        'copy', 'ReLU', 'ReLU inplace', 'SiLU', 'PWLU reference'
-    ]
+    assert [row['case'] for row in figures['rows']
+            ] == ['copy', 'ReLU', 'ReLU inplace', 'SiLU', 'PWLU reference']
     assert all(row['both_ms'] > 0 for row in figures['rows'])
 
 
@@ -172,17 +171,27 @@ def test_act_on_an_installed_config(tmp_path):
     log = done.stdout + done.stderr
     assert '9 of 49 activation sites replaced' in log
     assert 'PWLU: Phase II starts at iteration 2.' in log
-    assert checkpoint_of(
-        tmp_path, 'faster-rcnn_r50_fpn_1x_coco-PWLU-demo').is_file()
+    assert checkpoint_of(tmp_path,
+                         'faster-rcnn_r50_fpn_1x_coco-PWLU-demo').is_file()
 
 
 def test_two_ranks_without_gpu(tmp_path):
     """dist_train.sh over gloo; both ranks train one model."""
     done = call(
-        tmp_path, 'bash', ROOT / 'tools' / 'dist_train.sh', FASTER_RCNN, 2,
-        '--act', 'PWLU', '--act-include', r'layer4.*\.conv2$', '--demo',
-        '--cfg-options', 'train_cfg.max_epochs=2',
-        'train_dataloader.dataset.indices=8', *SHORT[2:],
+        tmp_path,
+        'bash',
+        ROOT / 'tools' / 'dist_train.sh',
+        FASTER_RCNN,
+        2,
+        '--act',
+        'PWLU',
+        '--act-include',
+        r'layer4.*\.conv2$',
+        '--demo',
+        '--cfg-options',
+        'train_cfg.max_epochs=2',
+        'train_dataloader.dataset.indices=8',
+        *SHORT[2:],
         PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
         PORT='29517')
     assert done.returncode == 0, done.stderr[-3000:]

@@ -68,9 +68,8 @@ def test_numbers_of_pwlu():
     assert found.iou[2].isnan()
     assert found.degenerate.tolist() == [False, False, True]
     # The slopes give back the points: Y_i+1 = Y_i + K_i d.
-    assert_near(
-        found.slopes[0, 1:-1].cumsum(0) * 4 / 16,
-        module.points[0, 1:] - module.points[0, 0])
+    assert_near(found.slopes[0, 1:-1].cumsum(0) * 4 / 16,
+                module.points[0, 1:] - module.points[0, 0])
     assert found.slopes.shape == (3, 18)
     # Both drawn channels' bounds lie on the grid.
     assert found.channels == [0, 2]
@@ -90,8 +89,8 @@ def test_phase1_is_not_disturbed():
     assert torch.equal(found.curves, found.grid.relu().expand(3, -1))
 
 
-@pytest.mark.parametrize('granularity, columns', (
-    ('channel', 6), ('layer', 1), ('pixel', 6 * 16)))
+@pytest.mark.parametrize('granularity, columns',
+                         (('channel', 6), ('layer', 1), ('pixel', 6 * 16)))
 def test_beta_of_meta_acon_belongs_to_samples(granularity, columns):
     module = MetaACON(6, granularity=granularity, reduction=2)
     x = images(5, 6, 4, 4)
@@ -110,8 +109,8 @@ def test_empty_batch():
 
 
 def test_layers():
-    model = nn.Sequential(
-        nn.ReLU(), ACONC(3), FReLU(3), PWLU(3), PWLU(3), PWLU(3))
+    model = nn.Sequential(nn.ReLU(), ACONC(3), FReLU(3), PWLU(3), PWLU(3),
+                          PWLU(3))
     modules = curve_activations(model)
     assert list(modules) == ['1', '3', '4', '5']
     assert list(choose_layers(modules, limit=2)) == ['1', '5']
@@ -155,17 +154,18 @@ def test_shapes_show_curves_and_bounds():
     np.testing.assert_allclose(
         drawn, sorted(found.bounds[found.channels].flatten().tolist()))
     words = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert words == ['ReLU', "distribution of the layer's input",
-                     "PWLU's bounds"]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        'channel 0', 'channel 1', 'channel 3']
+    assert words == [
+        'ReLU', "distribution of the layer's input", "PWLU's bounds"
+    ]
+    assert [text.get_text() for text in axes.get_legend().get_texts()
+            ] == ['channel 0', 'channel 1', 'channel 3']
 
 
 def test_beta_has_a_row_for_each_image():
     x = images(3, 6, 4, 4)
     meta = beta_figure(snapshot_of(MetaACON(6, reduction=2), x))
-    assert [axes.get_ylabel() for axes in meta.axes] == [
-        'image 1', 'image 2', 'image 3']
+    assert [axes.get_ylabel()
+            for axes in meta.axes] == ['image 1', 'image 2', 'image 3']
     for axes in meta.axes:
         assert sum(patch.get_height() for patch in axes.patches) == 6
     plain = beta_figure(snapshot_of(ACONC(6), x))
@@ -177,8 +177,8 @@ def test_alignment_tells_mean_and_median():
     cases = {}
     for case, scale in (('fits', 1.), ('too wide', 0.1)):
         cases[case] = {
-            f'stage.{index}.relu':
-            snapshot_of(module, scale * images(8, 4, 8, 8))
+            f'stage.{index}.relu': snapshot_of(module,
+                                               scale * images(8, 4, 8, 8))
             for index in range(2)
         }
     figure = alignment_figure(cases)
@@ -188,8 +188,8 @@ def test_alignment_tells_mean_and_median():
     assert by_layer.lines[1].get_ydata()[0] == pytest.approx(
         np.median(iou.numpy()))
     assert overall.get_title() == f'all units: mean {iou.mean():.2f}'
-    assert [label.get_text() for label in by_layer.get_xticklabels()] == [
-        '0.relu', '1.relu']
+    assert [label.get_text()
+            for label in by_layer.get_xticklabels()] == ['0.relu', '1.relu']
 
 
 def test_animation(tmp_path):
@@ -307,8 +307,10 @@ def test_plot_training(tool, trained):
          'training.gif', '--num-layers', 2)
     with Image.open('training.gif') as picture:
         assert picture.n_frames == 2
-    with pytest.raises(SystemExit, match='plot_training.py: there is no '
-                       r"epoch_\*.pth or iter_\*.pth in 'none'"):
+    with pytest.raises(
+            SystemExit,
+            match='plot_training.py: there is no '
+            r"epoch_\*.pth or iter_\*.pth in 'none'"):
         tool('analysis/plot_training.py', PWLU_CONFIG, 'none', '--out',
              'training.gif')
 
@@ -319,12 +321,16 @@ def test_plot_beta_and_activations(tool, trained, train):
         tool(f'analysis/plot_{name}.py', META_CONFIG, checkpoint, '--demo',
              '--out', f'{name}.png')
         assert is_picture(f'{name}.png')
-    with pytest.raises(SystemExit, match='plot_beta.py: the model has no '
-                       'ACONA, ACONB, ACONC, MetaACON'):
+    with pytest.raises(
+            SystemExit,
+            match='plot_beta.py: the model has no '
+            'ACONA, ACONB, ACONC, MetaACON'):
         tool('analysis/plot_beta.py', PWLU_CONFIG, trained / 'epoch_2.pth',
              '--demo', '--out', 'beta.png')
-    with pytest.raises(SystemExit, match='plot_activations.py: No layer '
-                       "matches 'conv'; there are: backbone.relu, "):
+    with pytest.raises(
+            SystemExit,
+            match='plot_activations.py: No layer '
+            "matches 'conv'; there are: backbone.relu, "):
         tool('analysis/plot_activations.py', PWLU_CONFIG,
-             trained / 'epoch_2.pth', '--demo', '--out', 'a.png',
-             '--layers', 'conv')
+             trained / 'epoch_2.pth', '--demo', '--out', 'a.png', '--layers',
+             'conv')

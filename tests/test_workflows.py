@@ -56,7 +56,8 @@ def test_every_stack_is_tested():
 
 
 def test_linters_are_pinned():
-    pattern = re.search(r"grep -E '(.*?)'", '\n'.join(
-        commands(load(ROOT / '.github/workflows/lint.yml'))))[1]
+    pattern = re.search(
+        r"grep -E '(.*?)'",
+        '\n'.join(commands(load(ROOT / '.github/workflows/lint.yml'))))[1]
     lines = (REQUIREMENTS / 'common.txt').read_text().splitlines()
     assert len([line for line in lines if re.match(pattern, line)]) == 4

@@ -64,10 +64,9 @@ def augment_tests(cfg: Config) -> None:
         cfg.setdefault(
             'tta_model',
             ConfigDict(
-                type='mmdet.DetTTAModel',
+                type='DetTTAModel',
                 tta_cfg=dict(
-                    nms=dict(type='nms', iou_threshold=0.5),
-                    max_per_img=100)))
+                    nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)))
         if 'tta_pipeline' not in cfg:
             keys = ('img_id', 'img_path', 'ori_shape', 'img_shape',
                     'scale_factor', 'flip', 'flip_direction')

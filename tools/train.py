@@ -10,8 +10,8 @@ import sys
 import torch
 
 import mm_acon  # noqa: F401  (registers)
-from mm_acon.cli import (add_config_options, add_run_options,
-                                   build_runner, prepare_config)
+from mm_acon.cli import (add_config_options, add_run_options, build_runner,
+                         prepare_config)
 
 
 def parse_args() -> argparse.Namespace:

@@ -62,8 +62,8 @@ class APL(LearnableActivation):
         value, a, b = x.to(dtype), self.a.to(dtype), self.b.to(dtype)
         y = F.relu(value)
         for s in range(self.num_hinges):
-            y = y + per_channel(a[:, s], x) * F.relu(
-                per_channel(b[:, s], x) - value)
+            y = y + per_channel(a[:, s],
+                                x) * F.relu(per_channel(b[:, s], x) - value)
         return y.to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -22,8 +22,13 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     alone = x.numel() <= x.shape[1]
     if (alone and norm.training and isinstance(norm, _BatchNorm)
             and not isinstance(norm, nn.SyncBatchNorm)):
-        return F.batch_norm(x, norm.running_mean, norm.running_var,
-                            norm.weight, norm.bias, eps=norm.eps)
+        return F.batch_norm(
+            x,
+            norm.running_mean,
+            norm.running_var,
+            norm.weight,
+            norm.bias,
+            eps=norm.eps)
     return norm(x)
 
 

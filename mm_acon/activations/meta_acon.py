@@ -25,9 +25,8 @@ class _SpatialMean(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         area = ctx.shape[2:].numel()
-        return (grad / area).view(*grad.shape,
-                                  *[1] * (len(ctx.shape) - 2)).expand(
-                                      ctx.shape)
+        return (grad / area).view(*grad.shape, *[1] *
+                                  (len(ctx.shape) - 2)).expand(ctx.shape)
 
 
 @MODELS.register_module(name=['MetaACON', 'MetaAconC'])

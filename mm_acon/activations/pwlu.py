@@ -121,8 +121,8 @@ class PWLU(LearnableActivation):
         length = (right - left) / self.num_intervals
         knots = left[:, None] + steps * length[:, None]
         for parameter, value in ((self.points, knots.relu()),
-                                 (self.left_bound, left),
-                                 (self.right_bound, right),
+                                 (self.left_bound, left), (self.right_bound,
+                                                           right),
                                  (self.left_slope, torch.zeros_like(left)),
                                  (self.right_slope, torch.ones_like(left))):
             mask = chosen[:, None] if value.dim() == 2 else chosen
@@ -194,16 +194,15 @@ class PWLU(LearnableActivation):
         self._set_phase(PHASE_2)
         return realigned
 
-    def input_range(self,
-                    x: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
+    def input_range(self, x: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         """mean - 3 std and mean + 3 std of the input, one each per unit.
 
         Args:
             x (Tensor, optional): The input. None takes the statistics that
                 Phase I has followed.
         """
-        mean, std = ((self.running_mean, self.running_std)
-                     if x is None else self.moments(x))
+        mean, std = ((self.running_mean,
+                      self.running_std) if x is None else self.moments(x))
         return mean - 3 * std, mean + 3 * std
 
     @torch.no_grad()

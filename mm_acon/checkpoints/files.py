@@ -173,7 +173,6 @@ class SafeCheckpointHook(CheckpointHook):
     def _remove_old(self) -> None:
         if isinstance(self.file_backend, _LateRemoval):
             best = getattr(self, 'best_ckpt_path_dict', {}).values()
-            self.file_backend.remove_old([
-                self.last_ckpt,
-                getattr(self, 'best_ckpt_path', None), *best
-            ])
+            self.file_backend.remove_old(
+                [self.last_ckpt,
+                 getattr(self, 'best_ckpt_path', None), *best])

@@ -3,8 +3,7 @@ from typing import Callable, List
 
 from torch import nn
 
-from ..swap.keys import (activations_of, is_of_activation, listed,
-                         prefixes_of)
+from ..swap.keys import (activations_of, is_of_activation, listed, prefixes_of)
 from ..compat import register_load_state_dict_pre_hook
 
 
@@ -39,18 +38,17 @@ class FitCheck:
 
     def after(self, module: nn.Module, incompatible) -> None:
         # PyTorch makes counts that an old file lacks.
-        own, missing, unexpected = (
-            [key for key in keys if not key.endswith('num_batches_tracked')]
-            for keys in (module.state_dict(), *incompatible))
+        own, missing, unexpected = ([
+            key for key in keys if not key.endswith('num_batches_tracked')
+        ] for keys in (module.state_dict(), *incompatible))
         if len(missing) + len(self.errors) >= len(own) > 0:
             prefixes = prefixes_of(own, unexpected)
-            hint = (f'; its keys begin with {prefixes[0]!r}' if prefixes else
-                    f'; it has {listed(unexpected, 3)}')
+            hint = (f'; its keys begin with {prefixes[0]!r}'
+                    if prefixes else f'; it has {listed(unexpected, 3)}')
             raise ValueError(
                 f'Nothing in {self.source} fits {type(module).__name__}'
                 f'{hint}.')
-        problems = self.find_problems(module, self.errors, missing,
-                                      unexpected)
+        problems = self.find_problems(module, self.errors, missing, unexpected)
         found = [
             f'{len(keys)} tensors {what}: {listed(keys, 5)}'
             for what, keys in problems.items() if keys
@@ -87,7 +85,7 @@ def for_test(module: nn.Module, errors: List[str], missing: List[str],
 
 
 def for_resume(module: nn.Module, errors: List[str], missing: List[str],
-                unexpected: List[str]) -> dict:
+               unexpected: List[str]) -> dict:
     """Exactly the model's, as resuming needs it."""
     return {
         'have another shape': errors,

@@ -47,8 +47,8 @@ def allow_mmengine_checkpoints() -> None:
     names = [(function, f'numpy.{core}.multiarray.{function.__name__}')
              for function in functions for core in ('core', '_core')]
     torch.serialization.add_safe_globals([
-        HistoryBuffer, OneCycleParamScheduler, ConfigDict, Namespace,
-        bytes, np.ndarray, np.dtype, (_get_method, 'builtins.getattr'), *names,
+        HistoryBuffer, OneCycleParamScheduler, ConfigDict, Namespace, bytes,
+        np.ndarray, np.dtype, (_get_method, 'builtins.getattr'), *names,
         *{type(np.dtype(code))
           for code in np.typecodes['All']}
     ])

@@ -91,8 +91,7 @@ def write_cityscapes_shapes(
     return _write_once(Path(data_root) / f'cityscapes_v{VERSION}', write)
 
 
-def write_imagenet_shapes(
-        data_root: Union[str, Path] = 'data/shapes') -> Path:
+def write_imagenet_shapes(data_root: Union[str, Path] = 'data/shapes') -> Path:
     """Write the shapes as a classification data set like ImageNet.
 
     The folder holds ``<split>/<class>/<number>.png`` for the splits train and

@@ -11,8 +11,8 @@ from ..compat import removeprefix, strict_zip
 from .fold import fold_activations
 
 
-def export_onnx(model: nn.Module, inputs: Tensor,
-                path: Union[str, Path]) -> None:
+def export_onnx(model: nn.Module, inputs: Tensor, path: Union[str,
+                                                              Path]) -> None:
     """Writes a model as ONNX, for any batch size and image size.
 
     The model is :func:`fold_activations`' copy. The input is called
@@ -108,8 +108,7 @@ def compare_onnx(model: nn.Module, path: Union[str, Path],
         if result.shape != wanted.shape:
             return float('inf'), float(wanted.abs().max())
         error = float((result - wanted).abs().max())
-        difference = max(difference, error if error == error else
-                         float('inf'))
+        difference = max(difference, error if error == error else float('inf'))
         largest = max(largest, float(wanted.abs().max()))
     return difference, largest
 
@@ -129,9 +128,8 @@ class _AdaptiveAvgPool(nn.Module):
         self.output_size = output_size
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = (
-            self.windows(x, axis, number)
-            for axis, number in zip((2, 3), self.output_size))
+        rows, columns = (self.windows(x, axis, number)
+                         for axis, number in zip((2, 3), self.output_size))
         return rows @ x @ columns.T
 
     @staticmethod

@@ -90,8 +90,8 @@ class _ACON(_Folded):
     def forward(self, x: Tensor) -> Tensor:
         value = x.to(compute_dtype(x, self.slope))
         gate = torch.sigmoid(per_channel(self.sharpness, x) * value)
-        y = value * (per_channel(self.slope, x) * gate +
-                     per_channel(self.p2, x))
+        y = value * (
+            per_channel(self.slope, x) * gate + per_channel(self.p2, x))
         return y.to(x.dtype)
 
 

@@ -38,9 +38,8 @@ class ActivationSetupHook(Hook):
             return  # Not training.
         if without_width(runner.model):
             find_widths(
-                runner.model,
-                None if is_model_wrapper(runner.model) else
-                training_batch(runner))
+                runner.model, None
+                if is_model_wrapper(runner.model) else training_batch(runner))
         keep_start(unwrapped(runner.model))
 
     def before_train(self, runner) -> None:

@@ -1,11 +1,10 @@
-"""Where version 0.1 had what is in mm_acon.cli and mm_acon.swap.config now."""
-from ..cli import (add_config_options, add_run_options, build_runner,
-                   check_files, default_work_dir, find_checkpoint, load_config,
-                   prepare_config, use_checks, use_ranks_without_gpu)
-from ..swap.config import find_backbones, use_activation
+"""What version 0.1 had here is in mm_acon.cli and mm_acon.swap.config."""
+from importlib import import_module
 
-__all__ = [
-    'add_config_options', 'add_run_options', 'build_runner', 'check_files',
-    'default_work_dir', 'find_backbones', 'find_checkpoint', 'load_config',
-    'prepare_config', 'use_activation', 'use_checks', 'use_ranks_without_gpu'
-]
+
+def __getattr__(name: str):
+    # Looked up late: the tools import this room.
+    for module in map(import_module, ('mm_acon.cli', 'mm_acon.swap.config')):
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

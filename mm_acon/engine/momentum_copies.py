@@ -115,11 +115,10 @@ def _inner_parameters(part: nn.Module) -> set:
 def _build(part: nn.Module) -> tuple:
     """What two parts of the same structure have in common."""
     inner = _inner_parameters(part)
-    return ([(name, type(activation))
-             for name, activation in _activations(part)],
-            [(name, parameter.shape)
-             for name, parameter in part.named_parameters()
-             if name not in inner])
+    return ([
+        (name, type(activation)) for name, activation in _activations(part)
+    ], [(name, parameter.shape) for name, parameter in part.named_parameters()
+        if name not in inner])
 
 
 def _parts_without_gradient(module: nn.Module, name: str, seen: set):

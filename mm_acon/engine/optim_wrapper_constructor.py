@@ -1,5 +1,4 @@
 import copy
-import logging
 from contextlib import contextmanager
 from typing import Dict, Iterator, List, Optional, Union
 
@@ -78,8 +77,7 @@ class ActivationOptimWrapperConstructor:
             rest.setdefault('act_lr_mult', self.lr_mult)
         self.base_wd = cfg.get('optimizer', {}).get('weight_decay')
         self.base = OPTIM_WRAPPER_CONSTRUCTORS.build(
-            dict(
-                type=base, optim_wrapper_cfg=cfg, paramwise_cfg=rest or None))
+            dict(type=base, optim_wrapper_cfg=cfg, paramwise_cfg=rest or None))
 
     def __call__(self,
                  model: nn.Module) -> Union[OptimWrapper, OptimWrapperDict]:
@@ -106,7 +104,7 @@ class ActivationOptimWrapperConstructor:
                 try:
                     wrapper = self.base(model)
                 except Exception:
-                    raise error
+                    raise error from None
             print_log(
                 f'{type(self.base).__name__} does not take activations: '
                 f'{error}. It was run without their parameters.',
@@ -240,12 +238,11 @@ def _optimizer_around(model: nn.Module, path: str, wrapper):
         return optimizers[0]
     parts = path.split('.')
     for depth in range(len(parts), -1, -1):
-        around = set(
-            model.get_submodule('.'.join(parts[:depth])).parameters())
+        around = set(model.get_submodule('.'.join(parts[:depth])).parameters())
         holding = [
-            optimizer for optimizer in optimizers if not around.isdisjoint(
-                p for group in optimizer.param_groups
-                for p in group['params'])
+            optimizer for optimizer in optimizers
+            if not around.isdisjoint(p for group in optimizer.param_groups
+                                     for p in group['params'])
         ]
         if len(holding) == 1:
             return holding[0]

@@ -154,6 +154,7 @@ class PWLURealignHook(Hook):
         With a gradient of zero, weight decay and momentum would still move
         the parameters; without ``requires_grad``, DDP would not know them.
         """
+
         def drop_gradients(*unused) -> None:
             for module in self._waiting.values():
                 for parameter in module.parameters():
@@ -253,10 +254,11 @@ def trained_pwlus(model: nn.Module) -> Dict[str, PWLU]:
 
 def refuse_sharded(model: nn.Module, modules: List[PWLU]) -> None:
     """Raises an error where no rank holds the parameters as a whole."""
-    if not (any(isinstance(module, FullyShardedDataParallel)
-                for module in model.modules()) or any(
-                    module.points.dim() < 2 and not module.is_lazy
-                    for module in modules)):
+    if not (any(
+            isinstance(module, FullyShardedDataParallel)
+            for module in model.modules())
+            or any(module.points.dim() < 2 and not module.is_lazy
+                   for module in modules)):
         return
     raise ValueError(
         f'PWLURealignHook cannot realign {len(modules)} PWLU whose parameters '

@@ -35,11 +35,10 @@ class StagedBackbone(BaseModule):
                  norm_eval: bool = False,
                  init_cfg: Union[dict, Sequence[dict], None] = None) -> None:
         name = type(self).__name__
-        if not out_indices or not all(index in range(self.num_stages)
-                                      for index in out_indices):
-            raise ValueError(
-                f'{name} expects out_indices from 0 to '
-                f'{self.num_stages - 1}, got {out_indices!r}.')
+        if not out_indices or not all(
+                index in range(self.num_stages) for index in out_indices):
+            raise ValueError(f'{name} expects out_indices from 0 to '
+                             f'{self.num_stages - 1}, got {out_indices!r}.')
         num_built = max(out_indices) + 1
         if frozen_stages not in range(-1, num_built + 1):
             raise ValueError(

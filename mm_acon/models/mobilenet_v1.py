@@ -25,8 +25,8 @@ class MobileNetV1(StagedBackbone):
 
     num_stages = 5
     # Channels, blocks and stride of each stage.
-    arch_settings = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2),
-                     (1024, 2, 2))
+    arch_settings = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024,
+                                                                         2, 2))
 
     def __init__(self,
                  widen_factor: float = 1.0,
@@ -37,8 +37,7 @@ class MobileNetV1(StagedBackbone):
         super().__init__(out_indices, **kwargs)
         self.configs['act_cfg'] = act_cfg or dict(type='ReLU')
         channels = int(32 * widen_factor)
-        stem = ConvModule(
-            3, channels, 3, stride=2, padding=1, **self.configs)
+        stem = ConvModule(3, channels, 3, stride=2, padding=1, **self.configs)
         self.add_layers(stem, self._stages(channels, widen_factor))
 
     def _stages(self, in_channels: int,

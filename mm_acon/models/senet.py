@@ -39,8 +39,7 @@ class SEBottleneck(BaseModule):
             padding=1,
             groups=64,
             **configs)
-        self.conv3 = ConvModule(
-            channels, channels, 1, act_cfg=None, **configs)
+        self.conv3 = ConvModule(channels, channels, 1, act_cfg=None, **configs)
         self.se = Sequential(
             nn.AdaptiveAvgPool2d(1),
             ConvModule(channels, channels // 16, 1, conv_cfg=conv_cfg),
@@ -65,8 +64,7 @@ class SEBottleneck(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         branch = self.conv3(self.conv2(self.conv1(x)))
         branch = branch * self.se(branch)
-        return self.relu(branch +
-                         (self.shortcut(x) if self.shortcut else x))
+        return self.relu(branch + (self.shortcut(x) if self.shortcut else x))
 
 
 @MODELS.register_module()

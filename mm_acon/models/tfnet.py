@@ -33,8 +33,8 @@ class TFBlock(BaseModule):
         norm_cfg (dict): Config of the norms.
     """
 
-    def __init__(self, in_channels: int, stride: int,
-                 conv_cfg: Optional[dict], norm_cfg: dict) -> None:
+    def __init__(self, in_channels: int, stride: int, conv_cfg: Optional[dict],
+                 norm_cfg: dict) -> None:
         from mmcv.cnn import ConvModule
         super().__init__()
         self.stride = stride
@@ -79,8 +79,7 @@ class TFNet(StagedBackbone):
         from mmcv.cnn import ConvModule
         super().__init__(out_indices, **kwargs)
         channels = int(16 * widen_factor)
-        stem = ConvModule(
-            3, channels, 3, stride=2, padding=1, **self.configs)
+        stem = ConvModule(3, channels, 3, stride=2, padding=1, **self.configs)
         self.add_layers(stem, self._stages(channels))
 
     def _stages(self, channels: int) -> Iterator[nn.Module]:

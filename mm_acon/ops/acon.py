@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from ..compat import register_fake
-from .checks import (check_device, check_input, check_parameter,
-                     compute_dtype, per_channel)
+from .checks import (check_device, check_input, check_parameter, compute_dtype,
+                     per_channel)
 from .extension import DEVICES, dense_like, has_kernels, register_cost
 
 
@@ -39,8 +39,8 @@ def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
     check_device('beta', beta, x, 'acon')
     if beta.dim() == 1:
         check_parameter('beta', beta, x, 'acon')
-    elif beta.shape != x.shape and tuple(beta.shape) not in (
-        (x.shape[0], x.shape[1]), (x.shape[0], 1)):
+    elif beta.shape != x.shape and tuple(
+            beta.shape) not in ((x.shape[0], x.shape[1]), (x.shape[0], 1)):
         raise ValueError(
             'acon expects beta of shape (C,), (1,), (N, C), (N, 1) or the '
             f'shape of x, here {tuple(x.shape)}, got {tuple(beta.shape)}.')
@@ -49,8 +49,7 @@ def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
     return acon_reference(x, p1, p2, beta)
 
 
-def acon_reference(x: Tensor, p1: Tensor, p2: Tensor,
-                   beta: Tensor) -> Tensor:
+def acon_reference(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
     """:func:`acon` in plain PyTorch, without its checks."""
     dtype = compute_dtype(x, p1)
     if beta.dim() == 1:
@@ -75,8 +74,7 @@ if DEVICES:
 
     @register_fake('mm_acon::acon_backward')
     def _(grad, x, p1, p2, beta):
-        dbeta = torch.empty(
-            beta.shape, dtype=beta.dtype, device=beta.device)
+        dbeta = torch.empty(beta.shape, dtype=beta.dtype, device=beta.device)
         if beta.dim() > 2:
             dbeta = dense_like(x).to(beta.dtype)
         return (dense_like(x), torch.empty_like(p1.contiguous()),

@@ -25,10 +25,10 @@ def _load() -> FrozenSet[str]:
             f'{spec.origin} is there but cannot be loaded: {error}. It was '
             f'probably built for another torch than {torch.__version__}: '
             f'build it again with {BUILD_COMMAND}, or remove it.') from error
-    return frozenset(
-        device for device, key in (('cpu', 'CPU'), ('cuda', 'CUDA'))
-        if torch._C._dispatch_has_kernel_for_dispatch_key(
-            'mm_acon::acon', key))
+    return frozenset(device
+                     for device, key in (('cpu', 'CPU'), ('cuda', 'CUDA'))
+                     if torch._C._dispatch_has_kernel_for_dispatch_key(
+                         'mm_acon::acon', key))
 
 
 DEVICES = _load()

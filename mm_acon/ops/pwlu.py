@@ -54,14 +54,13 @@ def pwlu(x: Tensor, points: Tensor, left_bound: Tensor, right_bound: Tensor,
             'pwlu expects points of shape (C, N + 1) or (1, N + 1) with N '
             f'>= 1 intervals, got {tuple(points.shape)}.')
     check_parameter('points', points, x, 'pwlu', dim=2)
-    for name, value in (('left_bound', left_bound),
-                        ('right_bound', right_bound),
-                        ('left_slope', left_slope),
-                        ('right_slope', right_slope)):
+    for name, value in (('left_bound', left_bound), ('right_bound',
+                                                     right_bound),
+                        ('left_slope', left_slope), ('right_slope',
+                                                     right_slope)):
         check_parameter(name, value, x, 'pwlu')
     operator = (
-        torch.ops.mm_acon.pwlu.default
-        if has_kernels(x) else pwlu_reference)
+        torch.ops.mm_acon.pwlu.default if has_kernels(x) else pwlu_reference)
     return operator(x, points, left_bound, right_bound, left_slope,
                     right_slope)
 
@@ -103,8 +102,8 @@ def pwlu_reference(x: Tensor, points: Tensor, left_bound: Tensor,
     last = per_channel(points[:, -1], x).to(dtype)
     below = (torch.where(is_left, value, left) - left) * left_slope + first
     above = (torch.where(is_right, value, right) - right) * right_slope + last
-    return torch.where(is_left, below,
-                       torch.where(is_right, above, y)).to(x.dtype)
+    return torch.where(is_left, below, torch.where(is_right, above,
+                                                   y)).to(x.dtype)
 
 
 def inference_table(points: Tensor, left_bound: Tensor, right_bound: Tensor,
@@ -126,8 +125,7 @@ def inference_table(points: Tensor, left_bound: Tensor, right_bound: Tensor,
     slope = torch.cat([left_slope[:, None], inner, right_slope[:, None]], 1)
     knots = torch.cat([left, left + steps * length, right], 1)
     starts = torch.cat([points[:, :1], points], 1)
-    return (slope, starts - slope * knots, left_bound,
-            (1 / length).squeeze(1))
+    return (slope, starts - slope * knots, left_bound, (1 / length).squeeze(1))
 
 
 def pwlu_table(x: Tensor, slope: Tensor, offset: Tensor, left: Tensor,
@@ -178,5 +176,5 @@ if DEVICES:
 
     @register_fake('mm_acon::pwlu_backward')
     def _(grad, x, *parameters):
-        return (dense_like(x),
-                *(torch.empty_like(p.contiguous()) for p in parameters))
+        return (dense_like(x), *(torch.empty_like(p.contiguous())
+                                 for p in parameters))

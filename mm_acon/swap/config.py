@@ -121,8 +121,8 @@ def use_activation(cfg: Config,
                 f'{_OTHERS[place.key]}',
                 logger='current')
     swap = dict(act_cfg=dict(type=act))
-    for name, value in (('include', include), ('exclude', exclude),
-                        ('replace', replace)):
+    for name, value in (('include', include), ('exclude', exclude), ('replace',
+                                                                     replace)):
         if value:
             swap[name] = value
     for place in places:
@@ -168,4 +168,5 @@ def _realign_hook(train_cfg: dict) -> dict:
             type='PWLURealignHook', phase1_epochs=max(1, min(5, epochs)))
     return dict(
         type='PWLURealignHook',
-        phase1_iters=max(1, train_cfg.get('max_iters', 0) // 20))
+        phase1_iters=max(1,
+                         train_cfg.get('max_iters', 0) // 20))

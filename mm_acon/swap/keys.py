@@ -36,8 +36,7 @@ def is_of_activation(module: nn.Module, key: str) -> bool:
     return False
 
 
-def rename_deep_stem(module: nn.Module, state_dict: dict,
-                     prefix: str) -> None:
+def rename_deep_stem(module: nn.Module, state_dict: dict, prefix: str) -> None:
     """Turns one form of a stem of three 3x3 convolutions into the other.
 
     MMPretrain's has three ConvModules, 'stem.1.bn.weight', those of
@@ -63,9 +62,10 @@ def nested_weights(checkpoint: dict) -> Dict[str, dict]:
     """State dicts under keys of their own: 'model', 'teacher' and others."""
     return {
         name: value
-        for name, value in checkpoint.items() if isinstance(value, dict)
-        and any(isinstance(tensor, Tensor) for tensor in value.values())
-        and all(isinstance(key, str) for key in value)
+        for name, value in checkpoint.items()
+        if isinstance(value, dict) and any(
+            isinstance(tensor, Tensor) for tensor in value.values()) and all(
+                isinstance(key, str) for key in value)
     }
 
 

@@ -136,9 +136,9 @@ def _report(module: nn.Module, state_dict: dict, prefix: str) -> None:
     # Another shape is not loaded, but by a tensor that is still empty.
     loaded = {
         key
-        for key in given if key in own and (
-            own[key].numel() == 0
-            or own[key].shape == state_dict[prefix + key].shape)
+        for key in given
+        if key in own and (own[key].numel() == 0
+                           or own[key].shape == state_dict[prefix + key].shape)
     }
     unused = [key for key in given if key not in loaded]
     expected, num_fresh, fresh = 0, 0, {}
@@ -167,11 +167,10 @@ def _report(module: nn.Module, state_dict: dict, prefix: str) -> None:
             'PWLURealignHook in custom_hooks ends it')
     if not loaded:
         prefixes = prefixes_of(own, given)
-        warnings.append(
-            'Nothing of the checkpoint fits; ' +
-            (f'its keys begin with {prefixes[0]!r}, so write '
-             f'prefix={prefixes[0]!r} in init_cfg'
-             if prefixes else f'it has {listed(given, 3)}'))
+        warnings.append('Nothing of the checkpoint fits; ' +
+                        (f'its keys begin with {prefixes[0]!r}, so write '
+                         f'prefix={prefixes[0]!r} in init_cfg'
+                         if prefixes else f'it has {listed(given, 3)}'))
     print_log(
         '. '.join([message, *warnings]),
         logger='current',

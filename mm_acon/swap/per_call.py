@@ -27,9 +27,9 @@ class ActivationPerCall(ModuleList):
         super().__init__(activations)
         self.next_call = 0
         self.caller_type = type(caller).__name__
-        self.first_called = next(
-            (name for name, module in caller.named_modules()
-             if module is first_called), None)
+        self.first_called = next((name
+                                  for name, module in caller.named_modules()
+                                  if module is first_called), None)
         self.watch_first_called(caller)
         caller.register_forward_pre_hook(self.restart_with_caller)
         caller.register_forward_hook(self.check_number)

@@ -267,8 +267,9 @@ def _samples(root: nn.Module,
     if isinstance(sample_input, Tensor):
         return [(sample_input, )]
     if sample_input is not None:
-        items = (tuple(sample_input) if isinstance(sample_input, (list, tuple))
-                 else ())
+        items = (
+            tuple(sample_input) if isinstance(sample_input, (list, tuple)) else
+            ())
         if items and all(isinstance(item, Tensor) for item in items):
             return [items]
         if not items or not all(
@@ -293,8 +294,9 @@ def _samples(root: nn.Module,
     like = next((p for p in root.parameters() if p.is_floating_point()),
                 torch.empty(0))
     generator = torch.Generator().manual_seed(0)
-    return [(torch.rand(*shape, generator=generator).to(
-        like.device, like.dtype), ) for shape in shapes]
+    return [(torch.rand(*shape,
+                        generator=generator).to(like.device, like.dtype), )
+            for shape in shapes]
 
 
 def probe(root: nn.Module,
@@ -341,9 +343,9 @@ def _run(root: nn.Module, sample: tuple, tracer: _Tracer) -> None:
         stack.enter_context(_eval_mode(root))
         stack.enter_context(torch.no_grad())
         stack.enter_context(tracer)
-        for handle in (
-                nn_module.register_module_forward_pre_hook(tracer.before),
-                nn_module.register_module_forward_hook(tracer.after)):
+        for handle in (nn_module.register_module_forward_pre_hook(
+                tracer.before),
+                       nn_module.register_module_forward_hook(tracer.after)):
             stack.callback(handle.remove)
         root(*sample)
 

@@ -53,9 +53,10 @@ class SwapReport:
         table = [('site', 'old', 'new', 'width', 'map', 'parameters', 'note')]
         for row in self.rows:
             table.append(
-                (row.site, row.old, row.new or '-', str(row.width),
-                 'x'.join(map(str, row.map_size)) or '-',
-                 f'{row.parameters:,}' if row.new else '-', row.reason))
+                (row.site, row.old, row.new
+                 or '-', str(row.width), 'x'.join(map(str, row.map_size))
+                 or '-', f'{row.parameters:,}' if row.new else '-',
+                 row.reason))
         lines = [
             aligned(table), f'{len(self.replaced)} of {len(self.rows)} '
             'activation sites replaced, '

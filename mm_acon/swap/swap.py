@@ -77,8 +77,10 @@ def swap_activations(module: nn.Module,
     probed = probe(module, old_types, sample_input)
     _check_types(replace, old_types, probed.sites)
     wanted = _matching(probed.sites, include, exclude)
-    places = {site: _places(module, site, probed.sites)
-              for site in probed.sites}
+    places = {
+        site: _places(module, site, probed.sites)
+        for site in probed.sites
+    }
 
     report = SwapReport([], probed.functional, [
         name for name, uncalled in probed.uncalled.items()
@@ -238,19 +240,19 @@ def _compile(patterns: Patterns, name: str) -> List[re.Pattern]:
 
 def _matching(sites: List[Site], include: Patterns,
               exclude: Patterns) -> List[Site]:
-    included, excluded = (_compile(include, 'include'),
-                          _compile(exclude, 'exclude'))
+    included, excluded = (_compile(include,
+                                   'include'), _compile(exclude, 'exclude'))
     for name, patterns in (('include', included), ('exclude', excluded)):
         for pattern in patterns:
             if not any(pattern.search(site.name) for site in sites):
                 raise ValueError(
                     f'{name}={pattern.pattern!r} matches no activation site; '
-                    'the sites are: ' +
-                    ', '.join(site.name for site in sites))
+                    'the sites are: ' + ', '.join(site.name for site in sites))
     return [
         site for site in sites
-        if (not included or any(p.search(site.name) for p in included))
-        and not any(p.search(site.name) for p in excluded)
+        if (not included or any(p.search(site.name)
+                                for p in included)) and not any(
+                                    p.search(site.name) for p in excluded)
     ]
 
 
@@ -271,8 +273,7 @@ def _places(root: nn.Module, site: Site,
     return holders if len(holders) == len(callers) == 1 else []
 
 
-def _replacement(sites: List[Site], built: Dict[Site,
-                                                nn.Module]) -> nn.Module:
+def _replacement(sites: List[Site], built: Dict[Site, nn.Module]) -> nn.Module:
     """What takes the place of one module for the calls of one caller."""
     old = sites[0].module
     # Each call that keeps the old activation has its own copy, so that a
@@ -371,5 +372,5 @@ def _check_scope(arguments: dict) -> None:
             f'SwapActivations finds no backbone {name!r}, because the config '
             'has no default_scope, or one of another library. Write '
             f'backbone={there[0]!r}' +
-            (f' (or {", ".join(map(repr, there[1:]))}).'
-             if there[1:] else '.'))
+            (f' (or {", ".join(map(repr, there[1:]))}).' if there[1:] else '.')
+        )

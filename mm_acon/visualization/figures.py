@@ -73,15 +73,19 @@ def family_figure() -> Figure:
     for number, (label, p1, p2) in enumerate(family):
         y, _ = _acon(x, p1, p2, 1.)
         _line(axes[0], x, y, number, label)
-        axes[0].plot(x, torch.maximum(p1 * x, p2 * x), lw=0.8,
-                     color=COLOURS[number], alpha=0.6)
+        axes[0].plot(
+            x,
+            torch.maximum(p1 * x, p2 * x),
+            lw=0.8,
+            color=COLOURS[number],
+            alpha=0.6)
     axes[0].set_title(r'The family, $\beta$ = 1; thin: its maximum functions')
 
     axes[1].set_title('ACON-C of 1.2x and -0.8x: '
                       r'$\beta$ makes it linear or not')
     for number, (beta, what) in enumerate(
-            ((0., ' (their mean)'), (0.3, ''), (1., ''),
-             (10., ' (nearly their maximum)'))):
+        ((0., ' (their mean)'), (0.3, ''), (1., ''),
+         (10., ' (nearly their maximum)'))):
         y, _ = _acon(x, 1.2, -0.8, beta)
         _line(axes[1], x, y, number, rf'$\beta$ = {beta:g}{what}')
 
@@ -93,18 +97,19 @@ def family_figure() -> Figure:
     for bound in (LOWEST, HIGHEST):
         axes[2].axhline(bound, color='0.5', lw=0.8, ls=':')
         axes[2].annotate(
-            f'{bound:.4f}', (math.copysign(6, -bound), bound), fontsize=7.5,
-            color='0.3', ha='left' if bound > 0 else 'right',
+            f'{bound:.4f}', (math.copysign(6, -bound), bound),
+            fontsize=7.5,
+            color='0.3',
+            ha='left' if bound > 0 else 'right',
             va='bottom' if bound > 0 else 'top')
     axes[2].set_ylim(-0.25, 1.3)
 
     axes[3].set_title(r"f ' of ACON-C, $\beta$ = 1: "
                       r'$p_1$ and $p_2$ set the bounds')
     for number, (p1, p2) in enumerate(
-            ((1., 0.), (1.2, -0.8), (0.8, 0.4), (1.6, 0.))):
+        ((1., 0.), (1.2, -0.8), (0.8, 0.4), (1.6, 0.))):
         _, slope = _acon(x, p1, p2, 1.)
-        _line(axes[3], x, slope, number,
-              f'$p_1$ = {p1:g}, $p_2$ = {p2:g}')
+        _line(axes[3], x, slope, number, f'$p_1$ = {p1:g}, $p_2$ = {p2:g}')
     places = ('upper left', 'upper left', 'center right', 'lower right')
     for panel, output, place in zip(axes, ('f', 'f', "f '", "f '"), places):
         panel.set_xlabel('x')
@@ -145,8 +150,8 @@ def _explain_shapes(figure: Figure, snapshots: Sequence[Snapshot]) -> None:
     if any(snapshot.bounds is not None for snapshot in snapshots):
         handles.append(
             Line2D([], [], color='0.4', ls=':', lw=1, label="PWLU's bounds"))
-    figure.legend(handles=handles, loc='outside lower center', ncol=3,
-                  frameon=False)
+    figure.legend(
+        handles=handles, loc='outside lower center', ncol=3, frameon=False)
 
 
 Limits = Tuple[Tuple[float, float], Tuple[float, float]]
@@ -165,8 +170,8 @@ def _shape_limits(snapshots: Sequence[Snapshot]) -> Limits:
 
 def _draw_shape(axes: Axes, snapshot: Snapshot, limits: Limits) -> None:
     density = axes.twinx()
-    density.hist(snapshot.values.cpu().numpy(), bins=80, range=limits[0],
-                 color='0.88')
+    density.hist(
+        snapshot.values.cpu().numpy(), bins=80, range=limits[0], color='0.88')
     density.set_yticks([])
     density.spines['left'].set_visible(False)
     axes.set_zorder(density.get_zorder() + 1)
@@ -190,13 +195,11 @@ def _draw_shape(axes: Axes, snapshot: Snapshot, limits: Limits) -> None:
                    f'{snapshot.num_channels} channels)')
     axes.set_xlabel('input')
     axes.set_ylabel('output')
-    axes.legend(fontsize=7, edgecolor='none', framealpha=0.8,
-                loc='upper left')
+    axes.legend(fontsize=7, edgecolor='none', framealpha=0.8, loc='upper left')
 
 
 @styled
-def training_frames(
-        history: Dict[str, Dict[str, Snapshot]]) -> List[Figure]:
+def training_frames(history: Dict[str, Dict[str, Snapshot]]) -> List[Figure]:
     """A figure of the same layers for each moment, with the same axes.
 
     Args:
@@ -241,15 +244,19 @@ def beta_figure(snapshot: Snapshot) -> Figure:
         axes.spines['left'].set_visible(False)
         axes.set_ylabel(
             f'image {number + 1}' if beta.ndim == 2 else 'all images',
-            rotation=0, ha='right', va='center')
-        axes.annotate(f'{row.mean():.3f} \u00b1 {row.std():.3f}', (1, 0.95),
-                      xycoords='axes fraction', ha='right', va='top',
-                      fontsize=8)
+            rotation=0,
+            ha='right',
+            va='center')
+        axes.annotate(
+            f'{row.mean():.3f} \u00b1 {row.std():.3f}', (1, 0.95),
+            xycoords='axes fraction',
+            ha='right',
+            va='top',
+            fontsize=8)
     axes.set_xlabel(r'$\beta$   (0: linear; larger: less linear)')
-    figure.suptitle(
-        rf'$\beta$ of {snapshot.name}' + f'\n({snapshot.kind}, '
-        f'{snapshot.num_channels} channels); line: mean; '
-        'number: mean \u00b1 std')
+    figure.suptitle(rf'$\beta$ of {snapshot.name}' + f'\n({snapshot.kind}, '
+                    f'{snapshot.num_channels} channels); line: mean; '
+                    'number: mean \u00b1 std')
     return figure
 
 
@@ -265,7 +272,11 @@ def alignment_figure(cases: Dict[str, Dict[str, Snapshot]]) -> Figure:
     width = max(6, 1.5 + 0.28 * len(layers))
     figure = Figure(figsize=(width + 2, 1.6 + 1.7 * len(cases)))
     panels = figure.subplots(
-        len(cases), 2, sharex='col', sharey=True, squeeze=False,
+        len(cases),
+        2,
+        sharex='col',
+        sharey=True,
+        squeeze=False,
         width_ratios=(width, 2))
     for number, (case, taken) in enumerate(cases.items()):
         by_layer, overall = panels[number]
@@ -280,12 +291,16 @@ def alignment_figure(cases: Dict[str, Dict[str, Snapshot]]) -> Figure:
                     iou, (5, 25, 50, 75, 95))
                 by_layer.vlines(place, low, high, color=colour, lw=1)
                 by_layer.vlines(place, first, third, color=colour, lw=6)
-                by_layer.plot(place, middle, 'o', ms=4, mfc='white',
-                              mec='black')
+                by_layer.plot(
+                    place, middle, 'o', ms=4, mfc='white', mec='black')
         units = np.concatenate(units)
         mean = f'{units.mean():.2f}' if units.size else 'none'
-        overall.hist(units, bins=40, range=(0, 1), orientation='horizontal',
-                     color=colour)
+        overall.hist(
+            units,
+            bins=40,
+            range=(0, 1),
+            orientation='horizontal',
+            color=colour)
         overall.set_xticks([])
         overall.set_title(f'all units: mean {mean}')
         by_layer.set_title(case)
@@ -320,5 +335,9 @@ def save_animation(frames: Sequence[Figure],
     images = [Image.fromarray(to_image(frame)).quantize() for frame in frames]
     durations = [int(1000 * seconds)] * len(images)
     durations[-1] *= 3
-    images[0].save(path, save_all=True, append_images=images[1:],
-                   duration=durations, loop=0)
+    images[0].save(
+        path,
+        save_all=True,
+        append_images=images[1:],
+        duration=durations,
+        loop=0)

@@ -100,8 +100,9 @@ def take(name: str,
     rows = channels or [0]
     grid = _grid(values, None if bounds is None else bounds[rows])
     curves = _curves(module, grid, x.shape[1], factor)[rows].float()
-    return Snapshot(name, type(module).__name__, x.shape[1], values, channels,
-                    grid, curves, beta, slopes, bounds, iou)
+    return Snapshot(name,
+                    type(module).__name__, x.shape[1], values, channels, grid,
+                    curves, beta, slopes, bounds, iou)
 
 
 def _columns(x: Tensor) -> Tensor:
@@ -239,10 +240,10 @@ def curve_activations(model: nn.Module) -> Dict[str, LearnableActivation]:
     return found
 
 
-def choose_layers(modules: Dict[str, LearnableActivation],
-                  pattern: Optional[str] = None,
-                  limit: Optional[int] = None
-                  ) -> Dict[str, LearnableActivation]:
+def choose_layers(
+        modules: Dict[str, LearnableActivation],
+        pattern: Optional[str] = None,
+        limit: Optional[int] = None) -> Dict[str, LearnableActivation]:
     """At most so many layers, spread evenly over those that match.
 
     Args:
@@ -255,7 +256,8 @@ def choose_layers(modules: Dict[str, LearnableActivation],
         ValueError: no name matches.
     """
     names = [
-        name for name in modules if pattern is None or re.search(pattern, name)
+        name for name in modules
+        if pattern is None or re.search(pattern, name)
     ]
     if not names:
         raise ValueError(f'No layer matches {pattern!r}; there are: ' +
@@ -283,8 +285,7 @@ def scalars(snapshots: Dict[str, Snapshot]) -> Dict[str, float]:
         ])
 
     numbers = {}
-    for key, values in (('beta', all_of('beta')), ('slope',
-                                                   all_of('slopes'))):
+    for key, values in (('beta', all_of('beta')), ('slope', all_of('slopes'))):
         if values.numel():
             numbers[f'{key}_mean'] = values.mean()
             numbers[f'{key}_std'] = values.std(correction=0)

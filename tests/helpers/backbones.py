@@ -20,7 +20,8 @@ HRNET_W18 = dict(
         num_blocks=(4, ),
         num_channels=(64, )),
     **{
-        f'stage{n}': dict(
+        f'stage{n}':
+        dict(
             num_modules=1,
             num_branches=n,
             block='BASIC',
@@ -34,32 +35,39 @@ HRNET_W18 = dict(
 BACKBONES = {
     'ResNet-18': (dict(type='mmdet.ResNet', depth=18), 9, 17, {}),
     'ResNet-50': (dict(type='mmdet.ResNet', depth=50), 17, 49, {}),
-    'ResNet-50 with_cp':
-    (dict(type='mmdet.ResNet', depth=50, with_cp=True), 17, 49, {}),
+    'ResNet-50 with_cp': (dict(type='mmdet.ResNet', depth=50,
+                               with_cp=True), 17, 49, {}),
     'ResNeXt-50': (dict(type='mmdet.ResNeXt', depth=50), 17, 49, {}),
     'Res2Net-50': (dict(type='mmdet.Res2Net', depth=50), 19, 83, {}),
-    'RegNetX-800MF':
-    (dict(type='mmdet.RegNet', arch='regnetx_800mf'), 17, 49, {}),
+    'RegNetX-800MF': (dict(type='mmdet.RegNet',
+                           arch='regnetx_800mf'), 17, 49, {}),
     'HRNet-W18': (dict(type='mmdet.HRNet', extra=HRNET_W18), 53, 104, {}),
     'ResNeSt-50': (dict(type='mmdet.ResNeSt', depth=50), 35, 67, {}),
-    'MobileNetV2': (dict(type='mmdet.MobileNetV2'), 35, 35,
-                    {'ReLU6': 35}),
-    'CSPDarknet': (dict(type='mmdet.CSPDarknet'), 67, 67, {'Swish': 67}),
+    'MobileNetV2': (dict(type='mmdet.MobileNetV2'), 35, 35, {
+        'ReLU6': 35
+    }),
+    'CSPDarknet': (dict(type='mmdet.CSPDarknet'), 67, 67, {
+        'Swish': 67
+    }),
     'ResNetV1c-50': (dict(type='mmseg.ResNetV1c', depth=50), 19, 51, {}),
-    'MobileNetV3-small': (dict(type='mmseg.MobileNetV3', arch='small'), 41,
-                          41, {'Hardswish': 18}),
-    'mmpretrain ResNet-50':
-    (dict(type='mmpretrain.ResNet', depth=50), 17, 49, {}),
+    'MobileNetV3-small': (dict(type='mmseg.MobileNetV3',
+                               arch='small'), 41, 41, {
+                                   'Hardswish': 18
+                               }),
+    'mmpretrain ResNet-50': (dict(type='mmpretrain.ResNet',
+                                  depth=50), 17, 49, {}),
     'SEResNet-50': (dict(type='mmpretrain.SEResNet', depth=50), 49, 81, {}),
     'ShuffleNetV2': (dict(type='mmpretrain.ShuffleNetV2'), 37, 37, {}),
-    'DenseNet-121': (dict(type='mmpretrain.DenseNet', arch='121'), 62, 121,
-                     {}),
+    'DenseNet-121': (dict(type='mmpretrain.DenseNet',
+                          arch='121'), 62, 121, {}),
     'DenseNet-121 memory_efficient':
-    (dict(type='mmpretrain.DenseNet', arch='121', memory_efficient=True), 62,
-     121, {}),
+    (dict(type='mmpretrain.DenseNet', arch='121',
+          memory_efficient=True), 62, 121, {}),
     'VGG-16': (dict(type='mmpretrain.VGG', depth=16), 13, 13, {}),
-    'EfficientNet-B0': (dict(type='mmpretrain.EfficientNet', arch='b0'), 65,
-                        65, {'Swish': 49}),
+    'EfficientNet-B0': (dict(type='mmpretrain.EfficientNet',
+                             arch='b0'), 65, 65, {
+                                 'Swish': 49
+                             }),
 }
 
 
@@ -120,9 +128,8 @@ def assert_same(result, expected):
         assert torch.equal(y, wanted), f'output {i}'
     assert grads.keys() == expected_grads.keys()
     different = [
-        name for name, wanted in expected_grads.items()
-        if not (grads[name] is wanted is None
-                or torch.equal(grads[name], wanted))
+        name for name, wanted in expected_grads.items() if not (
+            grads[name] is wanted is None or torch.equal(grads[name], wanted))
     ]
     assert not different
 

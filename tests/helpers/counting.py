@@ -70,8 +70,8 @@ def count(backbone, **kwargs):
         classifier = nn.Linear(x.shape[1], 1000)
         classifier.register_forward_hook(add)
         classifier(x.mean((2, 3)))
-    parameters = sum(
-        parameter.numel() for module in (*model.modules(), classifier)
-        if not isinstance(module, _BatchNorm)
-        for parameter in module.parameters(recurse=False))
+    parameters = sum(parameter.numel()
+                     for module in (*model.modules(), classifier)
+                     if not isinstance(module, _BatchNorm)
+                     for parameter in module.parameters(recurse=False))
     return parameters, sum(macs)

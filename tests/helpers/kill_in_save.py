@@ -28,8 +28,8 @@ def die_at(stage):
                 # The kernel ends the process inside its write.
                 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
-        elif (stage, event) in (('written', 'os.rename'),
-                                ('removing', 'os.remove')):
+        elif (stage, event) in (('written', 'os.rename'), ('removing',
+                                                           'os.remove')):
             if path.endswith(('epoch_2.pth.part', 'epoch_1.pth')):
                 os.kill(os.getpid(), signal.SIGKILL)
         elif (stage, event) == ('renamed', 'open'):

@@ -27,11 +27,7 @@ if __name__ == '__main__':
         hooks.append(StopAt(args.kill_at, kill=True))
     cfg = Config(dict(launcher=args.launcher))
     use_ranks_without_gpu(cfg)
-    runner = make_runner(
-        args.work_dir,
-        hooks,
-        launcher=args.launcher,
-        cfg=cfg)
+    runner = make_runner(args.work_dir, hooks, launcher=args.launcher, cfg=cfg)
     runner.train()
     model = runner.model
     model = model.module if is_model_wrapper(model) else model

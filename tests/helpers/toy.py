@@ -114,8 +114,7 @@ def make_runner(work_dir,
             sampler=dict(type='DefaultSampler', shuffle=True)),
         train_cfg=train_cfg or dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(
-            optimizer=dict(
-                type='SGD', lr=lr, momentum=0.9, weight_decay=0.1)),
+            optimizer=dict(type='SGD', lr=lr, momentum=0.9, weight_decay=0.1)),
         default_hooks=dict(
             checkpoint=dict(type='CheckpointHook', interval=1),
             logger=dict(type='LoggerHook', interval=1)),

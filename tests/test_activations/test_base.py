@@ -148,8 +148,9 @@ REMEDY = (r'.*an activation has met no input.*mm_acon\.find_widths\(model, '
           r'batch\).*ActivationSetupHook.*tools/train\.py')
 
 
-@pytest.mark.parametrize('load', (nn.Module.load_state_dict, load_state_dict),
-                         ids=('torch', 'mmengine'))
+@pytest.mark.parametrize(
+    'load', (nn.Module.load_state_dict, load_state_dict),
+    ids=('torch', 'mmengine'))
 @pytest.mark.parametrize('width', (None, 4))
 @LAZY
 def test_an_empty_state_dict_is_not_loaded(name, width, load):
@@ -256,8 +257,9 @@ class Owner(BaseModule):
             ConvModule(
                 4, 4, 1, act_cfg=dict(ACTIVATIONS[name], num_channels=4)),
             nn.ModuleDict(
-                dict(act=MODELS.build(
-                    dict(ACTIVATIONS[name], num_channels=4)))))
+                dict(
+                    act=MODELS.build(dict(ACTIVATIONS[name],
+                                          num_channels=4)))))
         self.loop = loop
 
     def init_weights(self):
@@ -324,14 +326,16 @@ def test_keep_start_of_an_owner_that_is_called_itself(name):
     # Without a loop over norms and parameters nothing is needed: what is
     # inside is no layer that a rule names.
     plain = Owner('MetaACON', 'after')
-    weights = [m.weight.clone() for m in plain.modules()
-               if isinstance(m, InnerConv)]
+    weights = [
+        m.weight.clone() for m in plain.modules() if isinstance(m, InnerConv)
+    ]
     for module in plain.modules():
         if isinstance(module, nn.Conv2d):
             module.reset_parameters()
     assert all(
-        torch.equal(m.weight, weight) for m, weight in zip(
-            (m for m in plain.modules() if isinstance(m, InnerConv)), weights))
+        torch.equal(m.weight, weight)
+        for m, weight in zip((m for m in plain.modules()
+                              if isinstance(m, InnerConv)), weights))
 
 
 @EVERY
@@ -342,8 +346,8 @@ def test_what_init_weights_loads_stays(name, tmp_path):
             parameter.normal_()
     path = str(tmp_path / 'weights.pth')
     torch.save(trained_owner.state_dict(), path)
-    owner = Owner(
-        name, None, [*RULES, dict(type='Pretrained', checkpoint=path)])
+    owner = Owner(name, None,
+                  [*RULES, dict(type='Pretrained', checkpoint=path)])
     owner.init_weights()
     assert_equal(state(owner), state(trained_owner))
 
@@ -378,8 +382,9 @@ def test_loops_over_what_has_no_size(name, init):
         assert not (parameter == 7).any()
 
 
-@pytest.mark.parametrize('options', (
-    dict(), dict(groups=4), dict(bias=False), dict(groups=2, bias=False)))
+@pytest.mark.parametrize(
+    'options',
+    (dict(), dict(groups=4), dict(bias=False), dict(groups=2, bias=False)))
 def test_inner_conv_starts_as_a_convolution(options):
     inner = InnerConv(4, 8, 3, **options)
     torch.manual_seed(0)
@@ -466,7 +471,8 @@ def train_in_two_processes(rank):
         with pytest.raises(
                 RuntimeError,
                 match=f'{kind.__name__} meets its first input inside a '
-                f'distributed run.*find_widths.*SwapActivations.*num_channels='):
+                f'distributed run.*find_widths.*SwapActivations.*num_channels='
+        ):
             model(x)
 
     # What the message advises: a width, or a pass without gradients before.

@@ -38,8 +38,8 @@ NORM = ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
 FC = ['p1', 'p2', 'fc1.weight', 'fc1.bias', 'fc2.weight', 'fc2.bias']
 # Each norm behind its convolution, which fuse_conv_bn relies on.
 FC_BN = (
-    FC[:4] + [f'bn1.{key}' for key in NORM] + FC[4:] +
-    [f'bn2.{key}' for key in NORM])
+    FC[:4] + [f'bn1.{key}'
+              for key in NORM] + FC[4:] + [f'bn2.{key}' for key in NORM])
 PIECES = [
     'points', 'left_bound', 'right_bound', 'left_slope', 'right_slope',
     'running_mean', 'running_std', 'num_batches', 'phase'
@@ -195,9 +195,9 @@ def test_layouts(name, layout, device):
         name,
         dtype,
         id=f'{name}-{dtype}',
-        marks=HALF_ON_CPU if
-        (name in LAYERS and dtype == torch.float16) else ())
-    for name in ACTIVATIONS for dtype in (torch.float16, torch.bfloat16)
+        marks=HALF_ON_CPU if (name in LAYERS and dtype == torch.float16) else
+        ()) for name in ACTIVATIONS
+    for dtype in (torch.float16, torch.bfloat16)
 ])
 def test_low_precision_module(name, dtype, device):
     activation = build(name).to(device, dtype).eval()

@@ -24,8 +24,7 @@ def test_swap_tells_it_the_width():
     pytest.importorskip('mmdet')
     pytest.importorskip('mmpretrain')
     model = MODELS.build(dict(type='mmpretrain.ResNet', depth=18))
-    report = swap_activations(
-        model, dict(type='DyReLU'), include=r'\.conv2$')
+    report = swap_activations(model, dict(type='DyReLU'), include=r'\.conv2$')
     assert [row.new for row in report.replaced] == ['DyReLU'] * 8
     model(torch.randn(2, 3, 64, 64))[0].sum().backward()
 

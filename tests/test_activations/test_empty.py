@@ -25,9 +25,10 @@ def test_is_a_parameter_without_elements():
     assert parameter.mean().isnan() and type(parameter.mean()) is torch.Tensor
 
 
-@pytest.mark.parametrize('view', (
-    lambda p: p.data, lambda p: p.detach(), lambda p: p.detach().cpu(),
-    lambda p: p.clone(), lambda p: p.double()))
+@pytest.mark.parametrize(
+    'view',
+    (lambda p: p.data, lambda p: p.detach(), lambda p: p.detach().cpu(),
+     lambda p: p.clone(), lambda p: p.double()))
 def test_what_is_made_of_it_is_empty_too(view):
     assert isinstance(view(empty(3)), EmptyTensor)
 
@@ -46,14 +47,16 @@ def test_moved_with_its_module():
     assert type(module.weight) is nn.Parameter
 
 
-@pytest.mark.parametrize('use', (
-    lambda p, x: p.data.copy_(x),
-    lambda p, x: p.data.mul_(.9).add_(x, alpha=.1),
-    lambda p, x: p.data.lerp_(x, .1),
-    lambda p, x: torch.cat([x, p]),
-    lambda p, x: torch._foreach_copy_([p.data], [x]),
-    lambda p, x: torch.add(input=p, other=x),
-), ids=('copy', 'add', 'lerp', 'cat', 'foreach', 'keywords'))
+@pytest.mark.parametrize(
+    'use', (
+        lambda p, x: p.data.copy_(x),
+        lambda p, x: p.data.mul_(.9).add_(x, alpha=.1),
+        lambda p, x: p.data.lerp_(x, .1),
+        lambda p, x: torch.cat([x, p]),
+        lambda p, x: torch._foreach_copy_([p.data], [x]),
+        lambda p, x: torch.add(input=p, other=x),
+    ),
+    ids=('copy', 'add', 'lerp', 'cat', 'foreach', 'keywords'))
 def test_is_not_put_together_with_numbers(use):
     """One element would be broadcast into none, in silence."""
     for x in (torch.ones(3), torch.ones(1)):

@@ -22,12 +22,18 @@ def test_killed_while_saving(tmp_path):
         written='SIGKILL',
         renamed='SIGKILL',
         removing='SIGKILL')
-    done = subprocess.run(
-        [sys.executable, str(KILL_IN_SAVE), str(tmp_path),
-         'SafeCheckpointHook', *stages], capture_output=True, text=True)
+    done = subprocess.run([
+        sys.executable,
+        str(KILL_IN_SAVE),
+        str(tmp_path), 'SafeCheckpointHook', *stages
+    ],
+                          capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    died = [line.split() for line in done.stdout.splitlines()
-            if line.startswith(tuple(stages))]
+    died = [
+        line.split() for line in done.stdout.splitlines()
+        if line.startswith(tuple(stages))
+    ]
     assert dict(died) == stages
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -77,7 +83,10 @@ def test_best_checkpoint_is_replaced_when_the_next_is_there(tmp_path):
                     rule='greater')))
         save = runner.save_checkpoint
 
-        def watched(*args, save=save, folder=tmp_path / hook, events=events,
+        def watched(*args,
+                    save=save,
+                    folder=tmp_path / hook,
+                    events=events,
                     **kwargs):
             before = len(list(folder.glob('best_*.pth')))
             save(*args, **kwargs)
@@ -109,7 +118,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 backend.put(b'a' * 2**21, {str(tmp_path / 'epoch_2.pth')!r})
 """
     done = subprocess.run([sys.executable, '-c', program],
-                          capture_output=True, text=True)
+                          capture_output=True,
+                          text=True)
     message = done.stderr.splitlines()[-1]
     assert re.fullmatch(
         r'OSError: \[Errno 27\] .*epoch_2.pth could not be written: File too '

@@ -10,7 +10,6 @@ from tests.helpers.toy import (BATCH, ToyData, ToyModel, Val, make_runner,
 
 SAFE = dict(checkpoint=dict(type='SafeCheckpointHook', interval=1))
 
-
 # Checkpoints of other networks.
 
 
@@ -72,9 +71,9 @@ def test_weights_that_fit_a_test(source, tmp_path):
     load_and_test(tmp_path, ToyModel(), weights_of(tmp_path, source))
 
 
-@pytest.mark.parametrize('source, model, message',
-                         [row[1:] for row in UNFIT],
-                         ids=[row[0] for row in UNFIT])
+@pytest.mark.parametrize(
+    'source, model, message', [row[1:] for row in UNFIT],
+    ids=[row[0] for row in UNFIT])
 def test_weights_of_another_network(source, model, message, tmp_path):
     """For a test all has to fit that decides what the network computes."""
     path = weights_of(tmp_path, source())
@@ -100,8 +99,10 @@ def test_resume_of_another_network(model, message, trained, tmp_path):
         resume=True,
         load_from=str(trained),
         default_hooks=SAFE)
-    with pytest.raises(ValueError, match=f'{trained} does not fit .*message'
-                       .replace('message', message)):
+    with pytest.raises(
+            ValueError,
+            match=f'{trained} does not fit .*message'.replace(
+                'message', message)):
         runner.train()
 
 
@@ -131,9 +132,10 @@ def test_training_starts_from_what_fits(source, tmp_path):
 def test_training_does_not_start_from_nothing(tmp_path):
     path = weights_of(tmp_path, nn.ModuleDict(dict(model=ToyModel())))
     runner = make_runner(tmp_path, load_from=path, default_hooks=SAFE)
-    with pytest.raises(ValueError,
-                       match=f'Nothing in {path} fits ToyModel; its keys '
-                       "begin with 'model.'"):
+    with pytest.raises(
+            ValueError,
+            match=f'Nothing in {path} fits ToyModel; its keys '
+            "begin with 'model.'"):
         runner.train()
 
 

@@ -36,11 +36,11 @@ def test_mmengine_checkpoint_loads_with_weights_only(trained):
 def test_getattr_is_for_statistics_only(tmp_path, owner, name):
     """Written by hand: pickle would name Tensor.numpy in another way."""
     program = (b'cbuiltins\ngetattr\n(c' +
-               f'{owner.__module__}\n{owner.__qualname__}\n'.encode() +
-               b'X' + struct.pack('<I', len(name)) + name.encode() + b'tR.')
+               f'{owner.__module__}\n{owner.__qualname__}\n'.encode() + b'X' +
+               struct.pack('<I', len(name)) + name.encode() + b'tR.')
     torch.serialization.add_safe_globals([torch.Tensor])
-    with pytest.raises(pickle.UnpicklingError,
-                       match='methods of HistoryBuffer only'):
+    with pytest.raises(
+            pickle.UnpicklingError, match='methods of HistoryBuffer only'):
         _weights_only_unpickler.load(io.BytesIO(b'\x80\x02' + program))
 
 
@@ -112,8 +112,7 @@ BROKEN = {
 def test_broken_file(name, trained, tmp_path):
     path = tmp_path / 'file.pth'
     path.write_bytes(BROKEN[name](trained.read_bytes()))
-    runner = make_runner(
-        tmp_path / 'work', resume=True, load_from=str(path))
+    runner = make_runner(tmp_path / 'work', resume=True, load_from=str(path))
     with pytest.raises(ValueError) as error:
         runner.train()
     assert str(error.value).startswith(
@@ -164,8 +163,13 @@ CODES = [code for code in np.typecodes['All'] if code != 'O']
 
 @pytest.mark.parametrize('code', CODES)
 def test_numbers_and_arrays_of_every_dtype(code, tmp_path):
-    dtype = np.dtype({'S': 'S3', 'U': 'U3', 'V': 'V3', 'M': 'M8[s]',
-                      'm': 'm8[s]'}.get(code, code))
+    dtype = np.dtype({
+        'S': 'S3',
+        'U': 'U3',
+        'V': 'V3',
+        'M': 'M8[s]',
+        'm': 'm8[s]'
+    }.get(code, code))
     array = np.zeros(2, dtype)
     for value in (array, array[0]):
         found = read_back(value, tmp_path / 'file.pth')
@@ -215,10 +219,18 @@ def test_command_lines_of_other_projects(tmp_path):
 
 @pytest.mark.parametrize('schedule', (
     dict(type='OneCycleLR', eta_max=.1, total_steps=12, by_epoch=False),
-    dict(type='OneCycleLR', eta_max=.1, total_steps=12, by_epoch=False,
-         anneal_strategy='linear'),
-    dict(type='CosineRestartLR', periods=[4, 8], restart_weights=[1, .5],
-         eta_min=0, by_epoch=False),
+    dict(
+        type='OneCycleLR',
+        eta_max=.1,
+        total_steps=12,
+        by_epoch=False,
+        anneal_strategy='linear'),
+    dict(
+        type='CosineRestartLR',
+        periods=[4, 8],
+        restart_weights=[1, .5],
+        eta_min=0,
+        by_epoch=False),
     dict(type='PolyLR', by_epoch=False),
     dict(type='MultiStepLR', milestones=[4], by_epoch=False),
     dict(type='LinearLR', by_epoch=False),

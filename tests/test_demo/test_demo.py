@@ -268,8 +268,8 @@ def test_other_data_is_refused(name, came, data_root):
     ('mmdet3d', dict(type='RepeatDataset', dataset=dict(type='KittiDataset')),
      'KittiDataset of mmdet3d'),
     ('mmaction', dict(type='VideoDataset'), 'VideoDataset of mmaction'),
-    ('mmocr', dict(type='ConcatDataset', datasets=[dict(type='OCRDataset')]),
-     'OCRDataset of mmocr'),
+    ('mmocr', dict(type='ConcatDataset', datasets=[dict(type='OCRDataset')
+                                                   ]), 'OCRDataset of mmocr'),
     ('mmseg', dict(type='CocoDataset', _scope_='mmpose'),
      'CocoDataset of mmpose in a config of mmseg'),
     (None, dict(type='CocoDataset'), 'CocoDataset'),
@@ -485,8 +485,9 @@ def test_pure_python_configs(text, library, score, data_root, tmp_path):
 
 
 @pytest.mark.parametrize('name, sizes, score', [
-    ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
-     {(64, 64), (96, 96), (128, 128)}, 'test/coco/bbox_mAP_50'),
+    ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', {
+        (64, 64), (96, 96), (128, 128)
+    }, 'test/coco/bbox_mAP_50'),
     (PSPNET, {(72, 144), (96, 192), (120, 240)}, 'test/mIoU'),
 ])
 def test_time_augmentation_fits_the_shapes(name, sizes, score, data_root,

@@ -156,8 +156,7 @@ def test_imagenet_folders_tell_the_shape(imagenet, split, num_images):
         side = np.ptp(rows) + 1
         assert side == np.ptp(columns) + 1 and 16 <= side <= 48
         filled = dict(circle=0.785, square=1, triangle=0.53)
-        assert bright.sum() / side**2 == pytest.approx(
-            filled[name], abs=0.04)
+        assert bright.sum() / side**2 == pytest.approx(filled[name], abs=0.04)
 
 
 @pytest.mark.parametrize('name', ['coco', 'imagenet'])

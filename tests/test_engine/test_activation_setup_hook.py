@@ -34,8 +34,9 @@ def test_widths_are_there_before_ema_copies(tmp_path):
     ema = dict(type='EMAHook', momentum=.5)
     runner = make_runner(tmp_path, [ema, HOOK], epochs=1, model=Lazy())
     runner.train()
-    average = next(hook.ema_model.module for hook in runner.hooks
-                   if type(hook).__name__ == 'EMAHook')
+    average = next(
+        hook.ema_model.module for hook in runner.hooks
+        if type(hook).__name__ == 'EMAHook')
     assert average.act1.num_channels == 4
     assert not torch.equal(average.act1.points, PWLU(4).points)
     saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
@@ -134,7 +135,6 @@ def test_tests_need_no_training_data(tmp_path):
     """before_run comes before tests, too: nothing is read there."""
     from mm_acon import ActivationSetupHook
     runner = make_runner(tmp_path, [HOOK], model=Lazy())
-    hook = next(h for h in runner.hooks
-                if isinstance(h, ActivationSetupHook))
+    hook = next(h for h in runner.hooks if isinstance(h, ActivationSetupHook))
     hook.before_run(runner)
     assert runner.model.act1.is_lazy

@@ -47,8 +47,8 @@ class Model(BaseModel):
 
     def layers(self, x):
         for number in '123':
-            x = getattr(self, f'act{number}')(getattr(self,
-                                                      f'conv{number}')(x))
+            x = getattr(self, f'act{number}')(
+                getattr(self, f'conv{number}')(x))
         return x
 
     def forward(self, inputs, labels, mode='loss'):
@@ -114,10 +114,12 @@ def test_training_stays_the_same(tmp_path, form):
         runner = make_runner(
             tmp_path / str(len(hooks)),
             [REALIGN, dict(type='EMAHook', momentum=0.1), *hooks],
-            epochs=2, model=Model(form))
+            epochs=2,
+            model=Model(form))
         runner.train()
-        ends.append(torch.load(
-            Path(runner.work_dir) / 'epoch_2.pth', weights_only=True))
+        ends.append(
+            torch.load(
+                Path(runner.work_dir) / 'epoch_2.pth', weights_only=True))
     for key in ('state_dict', 'ema_state_dict'):
         assert ends[0][key].keys() == ends[1][key].keys()
         for name, value in ends[0][key].items():
@@ -135,7 +137,8 @@ def test_scalars_by_hand(tmp_path):
     inputs = Inputs()
     make_runner(
         tmp_path, [inputs, dict(type='ActivationVisHook', interval=2)],
-        epochs=1, model=Model(granularity='layer')).train()
+        epochs=1,
+        model=Model(granularity='layer')).train()
     found = scalars_of(tmp_path)
     assert list(found) == [2, 4, 6]
     state, x1, x2 = inputs.seen[3]
@@ -163,6 +166,7 @@ def test_scalars_by_hand(tmp_path):
 
 
 def test_slopes_and_degenerate_units_by_hand(tmp_path):
+
     class Spoil(Hook):
 
         @torch.no_grad()
@@ -196,7 +200,8 @@ def test_layers_are_chosen(tmp_path):
     make_runner(
         tmp_path,
         [dict(OFTEN, layers='act[12]', num_layers=1, image_interval=-1)],
-        epochs=1, model=Model()).train()
+        epochs=1,
+        model=Model()).train()
     names = {name for name in scalars_of(tmp_path)[1] if 'act' in name}
     assert 'activation/act1/beta_mean' in names
     # The others are in the scalars over all layers.
@@ -215,8 +220,8 @@ def test_values_without_a_distribution(tmp_path, value):
     make_runner(tmp_path, [OFTEN], epochs=1, model=model, lr=0.).train()
     found = scalars_of(tmp_path)
     # JSON has no NaN.
-    assert all(np.isfinite(list(line.values())).all()
-               for line in found.values())
+    assert all(
+        np.isfinite(list(line.values())).all() for line in found.values())
     assert 'activation/act2/alignment_iou' not in found[1]
     assert list(pictures_of(tmp_path)) == [4]
 
@@ -226,7 +231,9 @@ def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import \
         EventAccumulator
     make_runner(
-        tmp_path, [OFTEN], epochs=1, model=Model(),
+        tmp_path, [OFTEN],
+        epochs=1,
+        model=Model(),
         visualizer=dict(
             type='Visualizer',
             vis_backends=[dict(type='TensorboardVisBackend')])).train()
@@ -240,10 +247,14 @@ def test_tensorboard(tmp_path):
 
 def test_two_ranks(tmp_path):
     """Rank 0 alone observes; both end with the same parameters."""
-    done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone',
-         '--nproc_per_node=2', '-m', __name__, str(tmp_path)],
-        capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([
+        sys.executable, '-m', 'torch.distributed.run', '--standalone',
+        '--nproc_per_node=2', '-m', __name__,
+        str(tmp_path)
+    ],
+                          capture_output=True,
+                          text=True,
+                          cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (
         torch.load(tmp_path / f'rank{rank}.pth', weights_only=True)
@@ -269,18 +280,21 @@ def test_arguments(arguments, message):
 
 
 def test_pattern_without_a_layer(tmp_path):
-    runner = make_runner(tmp_path, [dict(OFTEN, layers='conv2')],
-                         model=Model())
-    with pytest.raises(ValueError, match=(
-            "No layer matches 'conv2'; there are: act1, act2, act3")):
+    runner = make_runner(
+        tmp_path, [dict(OFTEN, layers='conv2')], model=Model())
+    with pytest.raises(
+            ValueError,
+            match=("No layer matches 'conv2'; there are: act1, act2, act3")):
         runner.train()
 
 
 def test_model_without_activations(tmp_path):
     model = Model('checkpointed')
     model.act1 = model.act2 = model.act3 = nn.ReLU()
-    with pytest.raises(ValueError, match=(
-            'Model has no learnable activation that is a curve.* Write ')):
+    with pytest.raises(
+            ValueError,
+            match=(
+                'Model has no learnable activation that is a curve.* Write ')):
         make_runner(tmp_path, [OFTEN], model=model).train()
 
 
@@ -301,8 +315,11 @@ if __name__ == '__main__':
     use_ranks_without_gpu(config)
     observed = Observed()
     ran = make_runner(
-        sys.argv[1], [REALIGN, OFTEN, observed], epochs=2, model=Model(),
-        launcher='pytorch', cfg=config)
+        sys.argv[1], [REALIGN, OFTEN, observed],
+        epochs=2,
+        model=Model(),
+        launcher='pytorch',
+        cfg=config)
     ran.train()
     torch.save(
         dict(

@@ -15,8 +15,7 @@ HEADS = {
     'head':
     dict(type='LinearClsHead', _scope_='mmpretrain', in_channels=8),
     'bbox_head':
-    dict(
-        type='RetinaHead', _scope_='mmdet', in_channels=8, feat_channels=8),
+    dict(type='RetinaHead', _scope_='mmdet', in_channels=8, feat_channels=8),
     'decode_head':
     dict(
         type='FCNHead',
@@ -40,8 +39,7 @@ def with_head(name, count):
     setattr(model.detector, name,
             MODELS.build(dict(HEADS[name], num_classes=count)))
     model.rpn_head = MODELS.build(
-        dict(
-            type='RPNHead', _scope_='mmdet', in_channels=8, feat_channels=8))
+        dict(type='RPNHead', _scope_='mmdet', in_channels=8, feat_channels=8))
     return model
 
 
@@ -77,8 +75,8 @@ def test_classes_that_do_not_fit(name, log, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message.format(there=5))):
         trained(tmp_path, with_head(name, 4), Classes(5), log)
     assert trained(tmp_path, with_head(name, 4), Classes(4), log) == []
-    assert trained(tmp_path, with_head(name, 4),
-                   Classes(3), log) == [message.format(there=3)]
+    assert trained(tmp_path, with_head(name, 4), Classes(3),
+                   log) == [message.format(there=3)]
 
 
 def test_classes_that_count_otherwise(log, tmp_path):

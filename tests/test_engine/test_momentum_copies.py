@@ -95,8 +95,8 @@ def test_an_average_needs_no_proof():
     assert names(model) == [('encoder_k.module', ['encoder_q'], True)]
     mirror, = find_mirrors(model)
     assert mirror.follows
-    assert all(source in set(backbone.modules())
-               for _, source, _ in mirror.pairs())
+    assert all(
+        source in set(backbone.modules()) for _, source, _ in mirror.pairs())
     # mmpretrain's MoCo does not keep the Sequential.
     del model.encoder_q
     assert names(model) == [('encoder_k.module.0', ['backbone'], True)]
@@ -111,9 +111,9 @@ def test_widths_that_are_not_known_yet():
     assert names(model) == [('teacher', ['student'], False)]
 
 
-@pytest.mark.parametrize('other', (
-    frozen(part(8)), part(), frozen(nn.Sequential(nn.Conv2d(3, 4, 1))),
-    frozen(PWLU(4)), nn.Identity()),
+@pytest.mark.parametrize(
+    'other', (frozen(part(8)), part(), frozen(
+        nn.Sequential(nn.Conv2d(3, 4, 1))), frozen(PWLU(4)), nn.Identity()),
     ids=('width', 'trained', 'no activation', 'alone', 'empty'))
 def test_what_is_no_copy(other):
     assert not names(Model(a=part(), b=other))
@@ -148,30 +148,28 @@ def test_moco_of_mmpretrain():
         in_channels=512,
         hid_channels=8,
         out_channels=8)
-    for model, copied in (
-        (dict(
+    for model, copied in ((dict(
             type='mmpretrain.MoCo',
             neck=neck,
             head=dict(
                 type='mmpretrain.ContrastiveHead',
                 loss=dict(type='mmpretrain.CrossEntropyLoss')),
             queue_len=16,
-            feat_dim=8), 'encoder_k'),
-        (dict(
-            type='mmpretrain.BYOL',
-            neck=dict(
-                type='mmpretrain.NonLinearNeck',
-                in_channels=512,
-                hid_channels=8,
-                out_channels=8),
-            head=dict(
-                type='mmpretrain.LatentPredictHead',
-                loss=dict(type='mmpretrain.CosineSimilarityLoss'),
-                predictor=dict(
+            feat_dim=8), 'encoder_k'), (dict(
+                type='mmpretrain.BYOL',
+                neck=dict(
                     type='mmpretrain.NonLinearNeck',
-                    in_channels=8,
+                    in_channels=512,
                     hid_channels=8,
-                    out_channels=8))), 'target_net')):
+                    out_channels=8),
+                head=dict(
+                    type='mmpretrain.LatentPredictHead',
+                    loss=dict(type='mmpretrain.CosineSimilarityLoss'),
+                    predictor=dict(
+                        type='mmpretrain.NonLinearNeck',
+                        in_channels=8,
+                        hid_channels=8,
+                        out_channels=8))), 'target_net')):
         model = MODELS.build(dict(model, backbone=swapped))
         mirror, = find_mirrors(model)
         assert mirror.name == f'{copied}.module.0'

@@ -32,8 +32,8 @@ def settings(paramwise_cfg=None, weight_decay=0.1, **optimizer):
             type='OptimWrapper',
             constructor='ActivationOptimWrapperConstructor',
             optimizer=config,
-            **({} if paramwise_cfg is None else
-               dict(paramwise_cfg=paramwise_cfg))))
+            **({} if paramwise_cfg is None else dict(
+                paramwise_cfg=paramwise_cfg))))
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {
         names[parameter]: (group['lr'], group['weight_decay'])
@@ -54,8 +54,7 @@ def test_no_decay_on_activation_parameters():
 
 
 def test_every_parameter_is_there():
-    assert set(settings()) == {name for name, _ in
-                               Model().named_parameters()}
+    assert set(settings()) == {name for name, _ in Model().named_parameters()}
 
 
 def test_groups_are_plain_dicts():
@@ -195,8 +194,7 @@ def by_name(model, *wrappers):
             assert type(group) is dict
             for parameter in group['params']:
                 assert names[parameter] not in found
-                found[names[parameter]] = (group['lr'],
-                                           group['weight_decay'])
+                found[names[parameter]] = (group['lr'], group['weight_decay'])
     return found
 
 
@@ -219,8 +217,8 @@ def test_what_is_collected_by_attribute_name_is_completed():
 def test_its_own_options_are_passed_on():
     """And none where only ours are given: it would refuse them."""
     wrapped('ThreeGroups', dict(base_total_batch_size=64))
-    model, wrapper = wrapped(
-        'ThreeGroups', dict(act_lr_mult=.5, act_decay_mult=2.))
+    model, wrapper = wrapped('ThreeGroups',
+                             dict(act_lr_mult=.5, act_decay_mult=2.))
     found = by_name(model, wrapper)
     assert found['pwlu.points'] == (.5, .2)
     assert found['meta.fc1.weight'] == (1., .1)
@@ -241,11 +239,12 @@ def test_one_that_refuses_unknown_modules():
     with pytest.raises(ValueError, match='New atomic module type'):
         build_optim_wrapper(
             model,
-            dict(constructor='KnownTypes', optimizer=dict(type='SGD', lr=1.),
-                 paramwise_cfg=dict(any=1)))
+            dict(
+                constructor='KnownTypes',
+                optimizer=dict(type='SGD', lr=1.),
+                paramwise_cfg=dict(any=1)))
     before = dict(model.named_parameters())
-    _, wrapper = wrapped(
-        'KnownTypes', dict(norm_decay_mult=0.), model=model)
+    _, wrapper = wrapped('KnownTypes', dict(norm_decay_mult=0.), model=model)
     found = by_name(model, wrapper)
     assert found.keys() == before.keys()
     assert all(before[name] is p for name, p in model.named_parameters())
@@ -330,10 +329,13 @@ def test_layer_decay_keeps_its_scales(library, base, options):
     model = convnext(dict(type='mmpretrain.ConvNeXt', **TINY))
     plain = build_optim_wrapper(
         model,
-        dict(constructor=f'{library}.{base}', paramwise_cfg=dict(options),
-             optimizer=dict(type='AdamW', lr=1., weight_decay=.1)))
+        dict(
+            constructor=f'{library}.{base}',
+            paramwise_cfg=dict(options),
+            optimizer=dict(type='AdamW', lr=1., weight_decay=.1)))
     before = by_name(model, plain)
-    _, wrapper = wrapped(f'{library}.{base}', dict(options), model, type='AdamW')
+    _, wrapper = wrapped(
+        f'{library}.{base}', dict(options), model, type='AdamW')
     found = by_name(model, wrapper)
     acts = [name for name in found if '.act.' in name or 'extra' in name]
     assert len(acts) == 25
@@ -380,7 +382,9 @@ def test_layer_decay_of_mmpretrain():
                 optimizer=dict(type='AdamW', lr=1., weight_decay=.1))))
     _, wrapper = wrapped(
         'mmpretrain.LearningRateDecayOptimWrapperConstructor',
-        dict(options, act_lr_mult=2.), model, type='AdamW')
+        dict(options, act_lr_mult=2.),
+        model,
+        type='AdamW')
     found = by_name(model, wrapper)
     for layer in (0, 1):
         lr, decay = before[name.format(layer)]

@@ -107,13 +107,14 @@ def test_statistics_and_realignment_by_hand(tmp_path):
     state = record.states[2 * ITERS]
     torch.testing.assert_close(
         state['act1.left_bound'], (mean - 3 * std).float(),
-        rtol=1e-4, atol=1e-5)
+        rtol=1e-4,
+        atol=1e-5)
     torch.testing.assert_close(
         state['act1.right_bound'], (mean + 3 * std).float(),
-        rtol=1e-4, atol=1e-5)
-    knots = torch.stack([
-        mean - 3 * std + 6 * std / 16 * i for i in range(17)
-    ], 1).relu()
+        rtol=1e-4,
+        atol=1e-5)
+    knots = torch.stack([mean - 3 * std + 6 * std / 16 * i for i in range(17)],
+                        1).relu()
     torch.testing.assert_close(
         state['act1.points'], knots.float(), rtol=1e-4, atol=1e-5)
     assert (state['act1.num_batches'] == 2 * ITERS).all()
@@ -176,9 +177,14 @@ def test_killed_and_resumed_equals_straight(tmp_path, stop):
     """The same with SIGKILL in a process of its own."""
     straight = make_runner(tmp_path / 'straight', [HOOK])
     straight.train()
-    done = subprocess.run(
-        [sys.executable, str(RUN_TOY), str(tmp_path / 'killed'),
-         '--kill-at', str(stop)], capture_output=True, text=True)
+    done = subprocess.run([
+        sys.executable,
+        str(RUN_TOY),
+        str(tmp_path / 'killed'), '--kill-at',
+        str(stop)
+    ],
+                          capture_output=True,
+                          text=True)
     assert done.returncode == -9, done.stderr[-2000:]
     resumed = make_runner(tmp_path / 'killed', [HOOK], resume=True)
     resumed.train()
@@ -190,7 +196,8 @@ def test_loading_a_realigned_model_does_not_realign_again(tmp_path):
     first.train()
     record = Record()
     second = make_runner(
-        tmp_path / 'second', [HOOK, record], epochs=3,
+        tmp_path / 'second', [HOOK, record],
+        epochs=3,
         load_from=str(tmp_path / 'first' / 'epoch_3.pth'))
     second.train()
     assert torch.equal(record.states[0]['act1.points'],
@@ -203,7 +210,8 @@ def test_trained_without_phases_is_left_alone(tmp_path):
     first.train()
     assert first.model.act1.current_phase == NO_PHASES
     second = make_runner(
-        tmp_path / 'second', [HOOK], epochs=3,
+        tmp_path / 'second', [HOOK],
+        epochs=3,
         load_from=str(tmp_path / 'first' / 'epoch_1.pth'))
     second.train()
     assert second.model.act1.current_phase == NO_PHASES
@@ -213,13 +221,17 @@ def test_trained_without_phases_is_left_alone(tmp_path):
 
 def test_two_ranks_end_with_equal_parameters(tmp_path):
     """Each rank sees other data and collects other statistics."""
-    done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone',
-         '--nproc_per_node=2', str(RUN_TOY), str(tmp_path), '--launcher',
-         'pytorch'], capture_output=True, text=True)
+    done = subprocess.run([
+        sys.executable, '-m', 'torch.distributed.run', '--standalone',
+        '--nproc_per_node=2',
+        str(RUN_TOY),
+        str(tmp_path), '--launcher', 'pytorch'
+    ],
+                          capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (state_of(tmp_path / f'rank{rank}.pth')
-                     for rank in range(2))
+    first, second = (
+        state_of(tmp_path / f'rank{rank}.pth') for rank in range(2))
     assert first['act1.phase'] == PHASE_2
     assert_same(first, second)
     # 24 samples on two ranks: three batches of four per epoch and rank.
@@ -267,8 +279,9 @@ def test_ema_copy_is_realigned(tmp_path):
     runner = make_runner(
         tmp_path, [HOOK, dict(type='EMAHook', momentum=1e-6)], epochs=3)
     runner.train()
-    ema = next(hook.ema_model.module for hook in runner.hooks
-               if type(hook).__name__ == 'EMAHook')
+    ema = next(
+        hook.ema_model.module for hook in runner.hooks
+        if type(hook).__name__ == 'EMAHook')
     assert ema.act1.current_phase == PHASE_2
     assert ema.act1.phase == PHASE_2
     # With this momentum the copy hardly follows: without realignment its
@@ -285,8 +298,7 @@ def test_ema_survives_resume(tmp_path):
         make_runner(tmp_path / 'broken', hooks + [StopAt(2 * ITERS)]).train()
     make_runner(tmp_path / 'broken', hooks, resume=True).train()
     first, second = (
-        torch.load(
-            tmp_path / name / 'epoch_4.pth', weights_only=True)
+        torch.load(tmp_path / name / 'epoch_4.pth', weights_only=True)
         for name in ('straight', 'broken'))
     assert_same(first['state_dict'], second['state_dict'])
     assert_same(first['ema_state_dict'], second['ema_state_dict'])
@@ -361,7 +373,8 @@ def test_a_teacher_that_follows_by_momentum(tmp_path, interval):
     model = Student(teacher=other_toy())
     make_runner(
         tmp_path, [HOOK, Follow(interval=interval), seen],
-        epochs=3, model=model).train()
+        epochs=3,
+        model=model).train()
     student, teacher = seen.state
     assert_same(student, teacher)
     assert teacher['phase'] == PHASE_2
@@ -373,11 +386,14 @@ def test_a_teacher_and_its_own_ema(tmp_path):
     """EMA's copy of the model has a teacher, too."""
     model = Student(teacher=other_toy())
     runner = make_runner(
-        tmp_path, [HOOK, Follow(), dict(type='EMAHook', momentum=1e-6)],
-        epochs=3, model=model)
+        tmp_path,
+        [HOOK, Follow(), dict(type='EMAHook', momentum=1e-6)],
+        epochs=3,
+        model=model)
     runner.train()
-    ema = next(hook.ema_model.module for hook in runner.hooks
-               if type(hook).__name__ == 'EMAHook')
+    ema = next(
+        hook.ema_model.module for hook in runner.hooks
+        if type(hook).__name__ == 'EMAHook')
     for unit in (ema.student.act1, ema.teacher.act1):
         assert unit.current_phase == PHASE_2
         assert ((unit.right_bound - 3).abs() > 0.01).all()
@@ -424,8 +440,10 @@ def test_a_teacher_survives_resume(tmp_path):
 
     def make(name, *hooks, **kwargs):
         return make_runner(
-            tmp_path / name, [HOOK, Follow(), *hooks], epochs=3,
-            model=Student(teacher=other_toy()), **kwargs)
+            tmp_path / name, [HOOK, Follow(), *hooks],
+            epochs=3,
+            model=Student(teacher=other_toy()),
+            **kwargs)
 
     straight = make('straight')
     straight.train()
@@ -447,8 +465,8 @@ def test_an_average_of_what_cannot_be_told(tmp_path):
         make_runner(tmp_path, [HOOK], epochs=3, model=model).train()
 
 
-@pytest.mark.parametrize('batch_sampler', (
-    SimpleNamespace(batch_size=[4, 2]), iter([]), None))
+@pytest.mark.parametrize('batch_sampler',
+                         (SimpleNamespace(batch_size=[4, 2]), iter([]), None))
 def test_epochs_without_one_batch_size(batch_sampler):
     """As that of data sets that are mixed."""
     loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
@@ -470,7 +488,9 @@ def test_what_is_in_no_optimizer_is_named(tmp_path):
     hooks = [HOOK, dict(type='ActivationSetupHook')]
     for number in (1, 2):
         make_runner(
-            tmp_path / str(number), hooks[:number], epochs=3,
+            tmp_path / str(number),
+            hooks[:number],
+            epochs=3,
             optim_wrapper=dict(
                 constructor='WeightsAndBiases',
                 paramwise_cfg=dict(norm_decay_mult=0.),
@@ -492,8 +512,8 @@ def test_gradient_checkpointing_counts_once(tmp_path):
             x = torch.utils.checkpoint.checkpoint(
                 block, torch.stack(list(inputs)), use_reentrant=False)
             labels = torch.stack(list(labels))
-            return dict(loss=F.cross_entropy(self.head(x.mean((2, 3))),
-                                             labels))
+            return dict(
+                loss=F.cross_entropy(self.head(x.mean((2, 3))), labels))
 
     plain = make_runner(tmp_path / 'plain', [HOOK])
     plain.train()
@@ -523,7 +543,8 @@ def test_gradient_accumulation(tmp_path):
     record = Record()
     start = ToyModel().state_dict()
     make_runner(
-        tmp_path, [HOOK, record], epochs=3,
+        tmp_path, [HOOK, record],
+        epochs=3,
         optim_wrapper=dict(
             accumulative_counts=4,
             optimizer=dict(type='SGD', lr=0.1, weight_decay=0.1))).train()

@@ -27,8 +27,8 @@ class Model(BaseModel):
 
     def __init__(self, *acts):
         super().__init__()
-        self.backbone = nn.Sequential(
-            *(block(act, 4 if i else 3) for i, act in enumerate(acts)))
+        self.backbone = nn.Sequential(*(block(act, 4 if i else 3)
+                                        for i, act in enumerate(acts)))
         self.auxiliary = block('PWLU', 4, 6)
         self.unused = block('ACONC', 4, 8)
 
@@ -67,8 +67,9 @@ def test_nothing_else_changes():
     torch.manual_seed(5)
     states = random.getstate(), np.random.get_state()[1].copy()
     find_widths(model, batch)
-    assert torch.equal(torch.rand(3),
-                       torch.rand(3, generator=torch.Generator().manual_seed(5)))
+    assert torch.equal(
+        torch.rand(3),
+        torch.rand(3, generator=torch.Generator().manual_seed(5)))
     assert random.getstate() == states[0]
     assert (np.random.get_state()[1] == states[1]).all()
     for name, value in model.state_dict().items():
@@ -84,9 +85,10 @@ def test_known_widths_need_no_pass():
     find_widths(nn.Sequential(nn.Conv2d(3, 4, 1)), None)
 
 
-@pytest.mark.parametrize('batch', (
-    torch.rand(2, 3, 5, 5), (torch.rand(2, 3, 5, 5), ),
-    dict(input=torch.rand(2, 3, 5, 5))), ids=('tensor', 'tuple', 'dict'))
+@pytest.mark.parametrize(
+    'batch', (torch.rand(2, 3, 5, 5),
+              (torch.rand(2, 3, 5, 5), ), dict(input=torch.rand(2, 3, 5, 5))),
+    ids=('tensor', 'tuple', 'dict'))
 def test_models_of_others(batch):
     model = nn.Sequential(block('PWLU'))
     find_widths(model, batch)
@@ -100,8 +102,7 @@ class Momentum(BaseModel):
         super().__init__()
         self.backbone = nn.Sequential(block('PWLU'), block('ACONC', 4))
         self.encoder_q = nn.Sequential(self.backbone, nn.Flatten())
-        self.encoder_k = ExponentialMovingAverage(
-            self.encoder_q, momentum=.5)
+        self.encoder_k = ExponentialMovingAverage(self.encoder_q, momentum=.5)
 
     def forward(self, inputs, mode='tensor'):
         x = self.encoder_q(torch.stack(list(inputs)))
@@ -120,7 +121,9 @@ def test_momentum_copies_are_as_wide():
 
 def test_what_is_left_without_is_an_error():
     model = nn.ModuleDict(
-        dict(a=block('PWLU'), b=nn.ModuleDict(dict(act=block('PWLU').activate))))
+        dict(
+            a=block('PWLU'),
+            b=nn.ModuleDict(dict(act=block('PWLU').activate))))
     model.forward = lambda x: model['a'](x)
     with pytest.raises(
             RuntimeError,
@@ -161,8 +164,8 @@ def test_a_runner_finds_them_before_it_wraps_the_model(tmp_path):
             seen.append(without_width(model))
             return super().wrap_model(cfg, model)
 
-    for runner_type, expected in ((Watch, ['act1']),
-                                  (finding_widths(Watch), [])):
+    for runner_type, expected in ((Watch, ['act1']), (finding_widths(Watch),
+                                                      [])):
         model = ToyModel()
         model.act1 = block('PWLU').activate
         make_runner(tmp_path, model=model, runner_type=runner_type)

@@ -12,8 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 # and the stride of the first; the others double it up to 32.
 NETWORKS = {
     'TFNet': (dict(widen_factor=0.5), 5, [16, 32, 64, 128, 1024], 4),
-    'MobileNetV1':
-    (dict(widen_factor=0.25), 5, [16, 32, 64, 128, 256], 2),
+    'MobileNetV1': (dict(widen_factor=0.25), 5, [16, 32, 64, 128, 256], 2),
     'SENet154': (dict(), 4, [256, 512, 1024, 2048], 4),
 }
 EVERY = pytest.mark.parametrize('name', NETWORKS)
@@ -23,8 +22,7 @@ def build(name, out_indices=(1, ), **kwargs):
     torch.manual_seed(0)
     return MODELS.build(
         dict(
-            type=name, **NETWORKS[name][0], out_indices=out_indices,
-            **kwargs))
+            type=name, **NETWORKS[name][0], out_indices=out_indices, **kwargs))
 
 
 @EVERY
@@ -63,8 +61,7 @@ def test_frozen_stages(name, frozen):
         for index, part in enumerate(('stem', 'layer1', 'layer2')):
             part = getattr(model, part)
             trained = index > frozen
-            assert all(
-                p.requires_grad == trained for p in part.parameters())
+            assert all(p.requires_grad == trained for p in part.parameters())
             norms = [m for m in part.modules() if isinstance(m, _BatchNorm)]
             assert norms and all(norm.training == trained for norm in norms)
     before = copy.deepcopy(model.state_dict())
@@ -81,8 +78,8 @@ def test_frozen_stages(name, frozen):
 def test_norm_eval(name):
     model = build(name, norm_eval=True).train()
     assert model.training
-    assert not any(
-        m.training for m in model.modules() if isinstance(m, _BatchNorm))
+    assert not any(m.training
+                   for m in model.modules() if isinstance(m, _BatchNorm))
     assert all(p.requires_grad for p in model.parameters())
 
 
@@ -161,9 +158,12 @@ def test_in_a_detector(name):
     cfg = Config.fromstring(
         "_base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'", '.py')
     cfg.merge_from_dict({
-        'model.neck.in_channels': channels,
-        'model.neck.num_outs': 3,
-        'model.neck.start_level': 0,
+        'model.neck.in_channels':
+        channels,
+        'model.neck.num_outs':
+        3,
+        'model.neck.start_level':
+        0,
         'model.bbox_head.anchor_generator.strides': [8, 16, 32],
     })
     cfg.model.backbone = dict(

@@ -10,9 +10,8 @@ def test_published_counts():
     """115.09M parameters with BatchNorm's (arXiv 1709.01507: 115M)."""
     parameters, macs = count(SENet154)
     with torch.device('meta'):
-        norms = sum(
-            p.numel() for m in SENet154().modules()
-            if isinstance(m, nn.BatchNorm2d) for p in m.parameters())
+        norms = sum(p.numel() for m in SENet154().modules()
+                    if isinstance(m, nn.BatchNorm2d) for p in m.parameters())
     assert parameters + norms == 115_088_984
     assert macs == MACS['senet154_relu']
 

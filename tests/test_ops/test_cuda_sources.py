@@ -80,11 +80,12 @@ def emulated(tmp_path_factory):
     library = '_ext' + sysconfig.get_config_var('EXT_SUFFIX')
     # Fortified, longjmp takes a change of stacks for an error.
     options = '-DMM_ACON_EMULATED -O1 -w -shared -fPIC -U_FORTIFY_SOURCE'
-    call(os.getenv('CXX', 'c++'), *DEFINES, *options.split(),
-         *INCLUDES, f'-I{emulation}', emulation / 'emulated.cpp', '-o',
-         copy / 'mm_acon' / library,
-         *(f'-L{path}' for path in cpp_extension.library_paths()),
-         '-ltorch_cpu', '-ltorch', '-lc10')
+    call(
+        os.getenv('CXX', 'c++'), *DEFINES, *options.split(), *INCLUDES,
+        f'-I{emulation}', emulation / 'emulated.cpp', '-o',
+        copy / 'mm_acon' / library,
+        *(f'-L{path}' for path in cpp_extension.library_paths()),
+        '-ltorch_cpu', '-ltorch', '-lc10')
     return copy
 
 

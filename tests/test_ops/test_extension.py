@@ -83,9 +83,10 @@ def test_direct_call_of_pwlu(which, shape, message):
 
 
 def test_direct_call_with_another_gradient():
-    for operator, arguments in (
-        (torch.ops.mm_acon.acon_backward, acon_arguments((CHANNELS, ))),
-        (torch.ops.mm_acon.pwlu_backward, pwlu_arguments())):
+    for operator, arguments in ((torch.ops.mm_acon.acon_backward,
+                                 acon_arguments((CHANNELS, ))),
+                                (torch.ops.mm_acon.pwlu_backward,
+                                 pwlu_arguments())):
         with pytest.raises(RuntimeError, match='the gradient has shape .2, 5'):
             operator(torch.zeros(2, CHANNELS, 6), *arguments)
 
@@ -93,9 +94,8 @@ def test_direct_call_with_another_gradient():
 @OPCHECK
 @pytest.mark.parametrize('layout',
                          (torch.contiguous_format, torch.channels_last))
-@pytest.mark.parametrize(
-    'beta_shape',
-    ((CHANNELS, ), (1, ), (2, CHANNELS), (2, 1), (2, CHANNELS, 6, 7)))
+@pytest.mark.parametrize('beta_shape', ((CHANNELS, ), (1, ), (2, CHANNELS),
+                                        (2, 1), (2, CHANNELS, 6, 7)))
 def test_opcheck_acon(layout, beta_shape):
     x, *rest = acon_arguments(beta_shape)
     x = x.detach().contiguous(memory_format=layout).requires_grad_()
@@ -131,10 +131,10 @@ def test_any_number_of_intervals(intervals, shape):
         assert_near(result, expected, backward=True)
 
 
-@pytest.mark.parametrize('operator, arguments',
-                         ((pwlu, pwlu_arguments((3, CHANNELS, 90, 70))),
-                          (acon, acon_arguments((CHANNELS, ),
-                                                (3, CHANNELS, 90, 70)))))
+@pytest.mark.parametrize(
+    'operator, arguments',
+    ((pwlu, pwlu_arguments((3, CHANNELS, 90, 70))),
+     (acon, acon_arguments((CHANNELS, ), (3, CHANNELS, 90, 70)))))
 def test_same_bits_with_any_number_of_threads(operator, arguments):
     grad = torch.randn_like(arguments[0])
     found = []
@@ -296,8 +296,9 @@ def test_broken_extension_is_an_error(package):
 
 
 def test_environment_report():
-    done = python('import runpy; runpy.run_module("mm_acon.env", '
-                  'run_name="__main__")', None)
+    done = python(
+        'import runpy; runpy.run_module("mm_acon.env", '
+        'run_name="__main__")', None)
     assert 'operators: compiled for cpu' in done.stdout
     distribution, = set(packages_distributions()['mmengine'])
     assert (f'mmengine   {version(distribution)} (from {distribution})'

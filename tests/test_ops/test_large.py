@@ -18,7 +18,8 @@ pytestmark = [
     # The plain-PyTorch form has no indices of its own.
     pytest.mark.parametrize(
         'device', [form for form in FORMS if form[1] == 'compiled'],
-        indirect=True, ids='-'.join),
+        indirect=True,
+        ids='-'.join),
     pytest.mark.parametrize('operator', [acon, pwlu]),
     pytest.mark.parametrize(
         'layout', [torch.contiguous_format, torch.channels_last],
@@ -32,8 +33,10 @@ def enough_memory(device):
         free = torch.cuda.mem_get_info()[0]
     else:
         lines = Path('/proc/meminfo').read_text().splitlines()
-        kib, = [int(line.split()[1]) for line in lines
-                if line.startswith('MemAvailable')]
+        kib, = [
+            int(line.split()[1]) for line in lines
+            if line.startswith('MemAvailable')
+        ]
         free = kib * 2**10
     if free / 2**30 < NEEDED:
         pytest.skip(f'needs {NEEDED:.0f} GiB of memory on {device}')
@@ -57,7 +60,12 @@ def last_rows(device, seed):
 def ending_in(rows, layout):
     """Zeros, and these rows at the end of every map."""
     x = torch.empty(
-        1, 2, HEIGHT, WIDTH, dtype=rows.dtype, device=rows.device,
+        1,
+        2,
+        HEIGHT,
+        WIDTH,
+        dtype=rows.dtype,
+        device=rows.device,
         memory_format=layout).zero_()
     assert x.numel() > 2**31
     x[:, :, -2:] = rows

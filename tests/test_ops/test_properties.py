@@ -12,8 +12,8 @@ from tests.utils import DTYPES, LAYOUTS, assert_near, run, with_layout
 any_case = settings(max_examples=150, deadline=None, derandomize=True)
 shapes = st.tuples(
     st.integers(0, 3), st.integers(1, 20),
-    st.lists(st.integers(0, 6), max_size=3)).map(
-        lambda drawn: (drawn[0], drawn[1], *drawn[2]))
+    st.lists(st.integers(0, 6),
+             max_size=3)).map(lambda drawn: (drawn[0], drawn[1], *drawn[2]))
 seeds = st.integers(0, 2**16)
 # Of x and of the parameters, which mixed precision keeps in float32.
 dtypes = st.sampled_from([(dtype, torch.promote_types(dtype, torch.float32))
@@ -111,9 +111,9 @@ def test_pwlu(shape, dtypes, layout, intervals, length, layer_wise, cut, seed,
         for part, g in zip(x.tensor_split([cut]), grad.tensor_split([cut]))
     ]
     assert torch.equal(torch.cat([part[0] for part in parts]), y)
-    assert_gradients([
-        sum(both) for both in zip(*(part[1][1:] for part in parts))
-    ], grads[1:])
+    assert_gradients(
+        [sum(both) for both in zip(*(part[1][1:] for part in parts))],
+        grads[1:])
 
     # The table for inference is the same function.
     table = inference_table(*parameters)
@@ -137,8 +137,8 @@ def test_acon(shape, dtypes, layout, kind, cut, seed, device):
         sample=(samples, 1),
         both=(samples, channels),
         element=shape)[kind]
-    exact = [draw(seed + i, units).float() for i in range(2)
-             ] + [draw(seed + 2, *beta_shape).float()]
+    exact = [draw(seed + i, units).float()
+             for i in range(2)] + [draw(seed + 2, *beta_shape).float()]
     parameters = [p.to(device, parameter_dtype) for p in exact]
     layout = with_memory(shape, layout)
     x = with_layout(draw(seed + 3, *shape).to(device, dtype), layout)
@@ -156,8 +156,9 @@ def test_acon(shape, dtypes, layout, kind, cut, seed, device):
     size_y = slope * (1 + wide_x.amax() if x.numel() else 1)
     steps = 1 + (wide_grad * wide_x).sum()
     bumps = slope**2 * (1 + (wide_grad * wide_x.square()).sum())
-    sizes = [slope * (1 + wide_grad.amax() if x.numel() else 1),
-             steps, steps, bumps]
+    sizes = [
+        slope * (1 + wide_grad.amax() if x.numel() else 1), steps, steps, bumps
+    ]
     assert y.dtype == dtype
     assert_near(y / size_y, true_y / size_y)
     assert_gradients(grads, true_grads, sizes)
@@ -252,8 +253,10 @@ def test_pwlu_for_any_bounds(channels, intervals, left, width, seed, device):
 def test_acon_is_continuous_in_its_parameters(p1, p2, beta, seed, device):
     """|df/dp| <= 1.1 |x| and |df/dbeta| <= ((p1 - p2) x)^2 / 4."""
     x, h = draw(seed, 50, 1).to(device), 1e-7
-    exact = [torch.tensor([value], device=device).double()
-             for value in (p1, p2, beta)]
+    exact = [
+        torch.tensor([value], device=device).double()
+        for value in (p1, p2, beta)
+    ]
     steps = h * draw(seed + 1, 3).to(device).clamp(-1, 1)
     moved = acon(x, *(p + s for p, s in zip(exact, steps)))
     most = h * (2.2 * x.abs() + ((abs(p1 - p2) + 2 * h) * x).square() / 4)

@@ -40,9 +40,8 @@ def pytest_terminal_summary(terminalreporter, config):
     if path is None or hasattr(config, 'workerinput'):
         return
     results = config.reliability
-    counts = ', '.join(
-        f'{len(terminalreporter.getreports(name))} {name}'
-        for name in ('passed', 'failed', 'error', 'skipped'))
+    counts = ', '.join(f'{len(terminalreporter.getreports(name))} {name}'
+                       for name in ('passed', 'failed', 'error', 'skipped'))
     Path(path).write_text(
         markdown(
             str(datetime.date.today()), describe(), counts, results['failed'],

@@ -83,8 +83,8 @@ def by_option(matrix: List[Row]) -> List[Row]:
             row[axis] = ', '.join(sorted({str(cell[axis]) for cell in cells}))
         for outcome in OUTCOMES:
             said = [cell[outcome] for cell in cells if cell[outcome] != NONE]
-            row[outcome] = (
-                f'{said.count(YES)} of {len(said)}' if said else NONE)
+            row[outcome] = (f'{said.count(YES)} of {len(said)}'
+                            if said else NONE)
         rows.append(row)
     return rows
 
@@ -98,16 +98,21 @@ def figures(matrix: List[Row]) -> List[Row]:
         return sum(moment in row['killed'] for row in kills)
 
     found = {
-        'training runs': len(matrix) + 2 * len(kills),
-        'steps in them': sum(row['steps'] for row in matrix),
-        'kills survived, of kills tried': f'{len(survived)} of {len(kills)}',
-        '... within a step': at('step'),
-        '... right after realignment': at('realignment'),
-        '... half-way through writing a checkpoint': at('checkpoint'),
-        'ranks found equal, of ranks compared': '{} of {}'.format(
-            *(sum(row['processes'] for row in rows) for rows in (
-                [row for row in several if row['ranks equal'] == YES],
-                several))),
+        'training runs':
+        len(matrix) + 2 * len(kills),
+        'steps in them':
+        sum(row['steps'] for row in matrix),
+        'kills survived, of kills tried':
+        f'{len(survived)} of {len(kills)}',
+        '... within a step':
+        at('step'),
+        '... right after realignment':
+        at('realignment'),
+        '... half-way through writing a checkpoint':
+        at('checkpoint'),
+        'ranks found equal, of ranks compared':
+        '{} of {}'.format(*(sum(row['processes'] for row in rows) for rows in (
+            [row for row in several if row['ranks equal'] == YES], several))),
     }
     return [{'what': key, 'figure': value} for key, value in found.items()]
 

@@ -21,8 +21,7 @@ from mmengine.hub import get_config
 from mmengine.model import (MMDistributedDataParallel, is_model_wrapper,
                             revert_sync_batchnorm)
 from mmengine.optim import OptimWrapper
-from mmengine.registry import (DATASETS, HOOKS, MODEL_WRAPPERS,
-                               OPTIM_WRAPPERS)
+from mmengine.registry import (DATASETS, HOOKS, MODEL_WRAPPERS, OPTIM_WRAPPERS)
 from mmengine.runner import FlexibleRunner
 from mmpretrain.structures import DataSample
 from torch.utils.data import Dataset
@@ -98,8 +97,8 @@ def pwlus(model):
 
 
 def ema_of(runner):
-    return next((hook.ema_model.module for hook in runner.hooks
-                 if isinstance(hook, EMAHook)), None)
+    return next((hook.ema_model.module
+                 for hook in runner.hooks if isinstance(hook, EMAHook)), None)
 
 
 @HOOKS.register_module()
@@ -118,7 +117,8 @@ class Observe(Hook):
         seen = runner.seen['realignment']
         seen['batches'] = sorted({
             number
-            for unit in units.values() for number in unit.num_batches.tolist()
+            for unit in units.values()
+            for number in unit.num_batches.tolist()
         })
         ema = ema_of(runner)
         if ema is not None:
@@ -186,8 +186,7 @@ def make_config(cell: Cell, work_dir: str) -> Config:
             num_stages=1, strides=(1, ), dilations=(1, ), out_indices=(0, ))
         swap['include'] = r'^conv1|layer1\.0'
     if cell.activation != 'ReLU':
-        backbone = dict(
-            type='SwapActivations', backbone=backbone, swap=swap)
+        backbone = dict(type='SwapActivations', backbone=backbone, swap=swap)
     hooks = [dict(type='Observe')]
     if cell.activation == 'PWLU':
         hooks.append(dict(type='PWLURealignHook', phase1_iters=PHASE1_ITERS))
@@ -257,7 +256,8 @@ def train(rank: int,
         dict(
             model=dict(bare(runner.model).named_parameters()),
             ema={} if ema is None else dict(ema.named_parameters()),
-            **runner.seen), Path(work_dir) / f'rank{rank}.pth')
+            **runner.seen),
+        Path(work_dir) / f'rank{rank}.pth')
 
 
 def train_fsdp(rank: int,
@@ -304,7 +304,10 @@ class Watch(Hook):
         runner.samples = []
         runner.losses = []
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None,
+    def after_train_iter(self,
+                         runner,
+                         batch_idx,
+                         data_batch=None,
                          outputs=None):
         runner.losses.append(float(outputs['loss']))
         if self.every_n_train_iters(runner, self.interval):
@@ -351,8 +354,12 @@ def train_detector(rank: int, work_dir: str, steps: int) -> None:
                         strides=(1, 2),
                         dilations=(1, 1),
                         out_indices=(1, ))),
-                neck=dict(in_channels=[16], out_channels=16, num_outs=1,
-                          start_level=0, add_extra_convs=False),
+                neck=dict(
+                    in_channels=[16],
+                    out_channels=16,
+                    num_outs=1,
+                    start_level=0,
+                    add_extra_convs=False),
                 bbox_head=dict(
                     in_channels=16,
                     feat_channels=16,

@@ -29,12 +29,11 @@ def recorded(tmp_path, program, script, *arguments, **variables):
     stand_in = tmp_path / program
     stand_in.write_text(RECORDER)
     stand_in.chmod(0o755)
-    done = subprocess.run(
-        ['bash', str(TOOLS / script), *arguments],
-        env=environment(tmp_path, **variables),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True)
+    done = subprocess.run(['bash', str(TOOLS / script), *arguments],
+                          env=environment(tmp_path, **variables),
+                          cwd=tmp_path,
+                          capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -137,27 +136,26 @@ def test_two_nodes(tmp_path):
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
     nodes = [
-        subprocess.Popen(
-            [
-                'bash',
-                str(TOOLS / 'dist_train.sh'), 'config.py', '1', '--demo',
-                '--cfg-options', 'model.backbone.base_channels=8',
-                'model.backbone.stem_channels=8', 'model.head.in_channels=64',
-                'train_cfg.max_epochs=2', 'train_dataloader.batch_size=4',
-                'train_dataloader.dataset.indices=32',
-                'val_dataloader.dataset.indices=4'
-            ],
-            env=environment(
-                Path(sys.executable).parent,
-                PYTHONPATH=str(tmp_path),
-                NNODES='2',
-                NODE_RANK=str(rank),
-                MASTER_ADDR='127.0.0.1',
-                PORT=port),
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True) for rank in range(2)
+        subprocess.Popen([
+            'bash',
+            str(TOOLS / 'dist_train.sh'), 'config.py', '1', '--demo',
+            '--cfg-options', 'model.backbone.base_channels=8',
+            'model.backbone.stem_channels=8', 'model.head.in_channels=64',
+            'train_cfg.max_epochs=2', 'train_dataloader.batch_size=4',
+            'train_dataloader.dataset.indices=32',
+            'val_dataloader.dataset.indices=4'
+        ],
+                         env=environment(
+                             Path(sys.executable).parent,
+                             PYTHONPATH=str(tmp_path),
+                             NNODES='2',
+                             NODE_RANK=str(rank),
+                             MASTER_ADDR='127.0.0.1',
+                             PORT=port),
+                         cwd=tmp_path,
+                         stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT,
+                         text=True) for rank in range(2)
     ]
     logs = [node.communicate(timeout=300)[0] for node in nodes]
     for node, log in zip(nodes, logs):

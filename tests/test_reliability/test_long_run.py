@@ -7,8 +7,8 @@ import torch
 from .launch import launch
 
 
-@pytest.mark.parametrize(
-    'steps', (100, pytest.param(2000, marks=pytest.mark.full)))
+@pytest.mark.parametrize('steps',
+                         (100, pytest.param(2000, marks=pytest.mark.full)))
 def test_detector_trains_on(steps, tmp_path, record_property):
     trouble = launch('train_detector', 1, tmp_path, steps=steps)
     assert trouble is None
@@ -19,17 +19,22 @@ def test_detector_trains_on(steps, tmp_path, record_property):
     second, last = samples[1], samples[-1]
     record_property(
         'long run', {
-            'steps': steps,
-            'losses not finite': sum(not math.isfinite(x) for x in losses),
-            'mean loss, first and last tenth': ' and '.join(
+            'steps':
+            steps,
+            'losses not finite':
+            sum(not math.isfinite(x) for x in losses),
+            'mean loss, first and last tenth':
+            ' and '.join(
                 f'{10 * sum(part) / steps:.2f}'
                 for part in (losses[:steps // 10], losses[-steps // 10:])),
-            'narrowest and widest unit': '{:.3f} and {:.1f}'.format(
+            'narrowest and widest unit':
+            '{:.3f} and {:.1f}'.format(
                 min(sample['narrowest'] for sample in samples),
                 max(sample['widest'] for sample in samples)),
             'MiB gained after the first tenth':
             round(last['mib'] - second['mib']),
-            'files opened and left open': last['files'] - second['files']
+            'files opened and left open':
+            last['files'] - second['files']
         })
     assert all(map(math.isfinite, losses))
     assert all(sample['finite'] for sample in samples)

@@ -60,7 +60,8 @@ def test_cells_of_an_option_are_one_row():
         'EMA realigned': '2 of 2',
         'resumed = straight': '1 of 2'
     }, {
-        **by_option([GOOD])[0], 'option': 'plain', 'processes': '2',
+        **by_option([GOOD])[0], 'option': 'plain',
+        'processes': '2',
         'EMA realigned': '-'
     }]
 

@@ -47,8 +47,7 @@ def test_swap_keeps_outputs_gradients_and_keys(name, tmp_path):
     expected = outputs_and_gradients(plain, x, backwards=2)
     for model in (swapped, again):  # The copy counts its calls for itself.
         assert_same(
-            outputs_and_gradients(model, x, parameters, backwards=2),
-            expected)
+            outputs_and_gradients(model, x, parameters, backwards=2), expected)
 
     # No key is renamed or gone; the new ones are the activations'.
     state = swapped.state_dict()
@@ -68,8 +67,7 @@ def test_swap_keeps_outputs_gradients_and_keys(name, tmp_path):
     loaded = load_checkpoint(fresh, str(checkpoint), map_location='cpu')
     assert loaded['state_dict'].keys() == set(keys)
     for key in keys:
-        assert torch.equal(fresh.state_dict()[key],
-                           loaded['state_dict'][key])
+        assert torch.equal(fresh.state_dict()[key], loaded['state_dict'][key])
     missing, unexpected = fresh.load_state_dict(
         loaded['state_dict'], strict=False)
     assert set(missing) == owned

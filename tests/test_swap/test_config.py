@@ -29,8 +29,8 @@ def test_use_activation_wraps_the_users_constructor_and_keeps_hooks():
     assert cfg.optim_wrapper == dict(
         constructor='ActivationOptimWrapperConstructor',
         base_constructor='Mine')
-    assert [hook.type for hook in cfg.custom_hooks
-            ] == ['EMAHook', 'PWLURealignHook']
+    assert [hook.type
+            for hook in cfg.custom_hooks] == ['EMAHook', 'PWLURealignHook']
 
 
 @pytest.mark.parametrize('train_cfg, phase1', (
@@ -52,8 +52,9 @@ def test_a_hook_of_the_users_own_stays():
     assert len(cfg.custom_hooks) == 1
 
 
-@pytest.mark.parametrize('ours', (
-    'ActivationOptimWrapperConstructor', ActivationOptimWrapperConstructor))
+@pytest.mark.parametrize(
+    'ours',
+    ('ActivationOptimWrapperConstructor', ActivationOptimWrapperConstructor))
 def test_a_constructor_that_is_ours_is_not_wrapped_again(ours):
     given = dict(constructor=ours, base_constructor='Mine')
     cfg = config(optim_wrapper=dict(given))

@@ -39,13 +39,15 @@ def test_frozen_sites_keep_their_relu_and_the_report_says_why():
     assert not any(
         name.startswith(('relu', 'layer1')) for name in activations(model))
     assert len(activations(model)) == 12
-    assert all(p.requires_grad for activation in activations(model).values()
-               for p in activation.parameters())
+    assert all(
+        p.requires_grad for activation in activations(model).values()
+        for p in activation.parameters())
 
 
 @pytest.mark.parametrize('config, frozen, trained', [
-    (dict(type='mmdet.MobileNetV2', frozen_stages=1,
-          act_cfg=dict(type='ReLU')), 2, 33),
+    (dict(
+        type='mmdet.MobileNetV2', frozen_stages=1,
+        act_cfg=dict(type='ReLU')), 2, 33),
     (dict(type='mmpretrain.VGG', depth=11, frozen_stages=1), 1, 7),
 ])
 def test_stages_that_only_train_freezes(config, frozen, trained):
@@ -58,8 +60,9 @@ def test_stages_that_only_train_freezes(config, frozen, trained):
     assert all(note.startswith('frozen') for note in notes)
     assert len(report.replaced) == trained
     model.train()
-    assert all(p.requires_grad for activation in activations(model).values()
-               for p in activation.parameters())
+    assert all(
+        p.requires_grad for activation in activations(model).values()
+        for p in activation.parameters())
 
 
 def in_frozen(name):
@@ -80,8 +83,9 @@ def test_swapped_frozen_sites_are_frozen_and_stay_in_eval_mode(copied):
             frozen = in_frozen(name)
             assert [p.requires_grad for p in activation.parameters()
                     ] == [not frozen] * 10, name
-            assert all(m.training is (mode and not frozen)
-                       for m in activation.modules()), name
+            assert all(
+                m.training is (mode and not frozen)
+                for m in activation.modules()), name
     # Nothing of them moves in training, neither parameters nor statistics.
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=.1)

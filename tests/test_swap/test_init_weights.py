@@ -79,13 +79,13 @@ def test_an_act_cfg_without_width(library):
     config = dict(
         type='mmpretrain.ShuffleNetV2', act_cfg=dict(type='MetaACON'))
     if library == 'mmdet':
-        config = dict(
-            type='mmdet.MobileNetV2', act_cfg=dict(type='MetaACON'))
+        config = dict(type='mmdet.MobileNetV2', act_cfg=dict(type='MetaACON'))
     backbone = MODELS.build(config)
     backbone.init_weights()
     backbone(images(size=32))
-    units = [m for m in backbone.modules()
-             if isinstance(m, LearnableActivation)]
+    units = [
+        m for m in backbone.modules() if isinstance(m, LearnableActivation)
+    ]
     assert units and not any(unit.is_lazy for unit in units)
     for unit in units:
         # PyTorch's rule: uniform to 1 / sqrt(inputs), bias and weight.

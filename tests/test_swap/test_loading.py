@@ -20,10 +20,7 @@ from tests.helpers.toy import weights_of
 
 
 def saved(path, model, prefix=''):
-    state = {
-        prefix + key: value
-        for key, value in model.state_dict().items()
-    }
+    state = {prefix + key: value for key, value in model.state_dict().items()}
     save_checkpoint(dict(state_dict=state), str(path))
     return str(path)
 
@@ -61,8 +58,8 @@ def test_checkpoint_without_activations_is_reported(name, log, tmp_path):
     assert line.startswith(f'ResNet: 0 of {number} activation parameters '
                            'come from the checkpoint')
     # PWLU starts as ReLU: nothing is lost, nothing to warn of.
-    assert (f'The {name} that it does not bring start fresh' in line) is (
-        level == logging.WARNING)
+    assert (f'The {name} that it does not bring start fresh'
+            in line) is (level == logging.WARNING)
     assert not loading_lines(log, logging.WARNING + logging.INFO - level)
 
 
@@ -85,8 +82,8 @@ AT_CONV2 = dict(include=r'layer\d.*\.conv2$')
 def test_checkpoint_with_some_activations(log, tmp_path):
     """Trained with MetaACON after the 3x3, loaded where all are swapped."""
     model = small(META)
-    load_checkpoint(
-        model, saved(tmp_path / 'some.pth', small(META, swap=AT_CONV2)))
+    load_checkpoint(model,
+                    saved(tmp_path / 'some.pth', small(META, swap=AT_CONV2)))
     (line, ) = loading_lines(log, logging.WARNING)
     assert line.startswith('ResNet: 42 of 132 activation parameters')
     assert ('. Fresh: relu, layer1.0.relu.0, layer1.0.relu.2, '
@@ -138,8 +135,8 @@ def test_other_keys_that_are_not_used_are_no_warning(log, tmp_path):
 @pytest.mark.parametrize('name', ACTS)
 def test_forgotten_prefix(name, log, tmp_path):
     model = small(dict(type=name))
-    load_checkpoint(
-        model, saved(tmp_path / 'whole.pth', model, prefix='backbone.'))
+    load_checkpoint(model,
+                    saved(tmp_path / 'whole.pth', model, prefix='backbone.'))
     (line, ) = loading_lines(log, logging.WARNING)
     assert line.startswith(f'ResNet: 0 of {ACTS[name][1]} activation')
     assert line.endswith("Nothing of the checkpoint fits; its keys begin with "
@@ -150,8 +147,8 @@ def test_forgotten_prefix(name, log, tmp_path):
 def test_frozen_activations_that_stay_fresh(log, tmp_path):
     frozen = dict(frozen_stages=1, swap=dict(frozen='swap'))
     load_checkpoint(
-        small(dict(type='PWLU'), **frozen), saved(tmp_path / 'plain.pth',
-                                                  small()))
+        small(dict(type='PWLU'), **frozen),
+        saved(tmp_path / 'plain.pth', small()))
     (line, ) = loading_lines(log, logging.WARNING)
     assert line.endswith('. Those in frozen stages stay fresh for the whole '
                          "training; leave out frozen='swap'")
@@ -200,8 +197,8 @@ def trained(config, swap=None):
     """Activations and statistics are no longer the first."""
     model = build(
         dict(
-            type='mmpretrain.ImageClassifier',
-            backbone=backbone(config, swap)))
+            type='mmpretrain.ImageClassifier', backbone=backbone(config,
+                                                                 swap)))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for module in model.modules():
@@ -226,7 +223,6 @@ TRAVELS = [(dict(type='mmpretrain.ResNet'), dict(type='mmdet.ResNet')),
            (DEEP_STEM[0], DEEP_STEM[1]), (DEEP_STEM[0], DEEP_STEM[2]),
            (DEEP_STEM[1], DEEP_STEM[2]), (DEEP_STEM[2], DEEP_STEM[0])]
 
-
 SWAPS = {
     'MetaACON': dict(act_cfg=META, include=r'layer\d\.\d\.conv[12]$'),
     'MetaACON-BN': dict(act_cfg=dict(META, norm_cfg=dict(type='BN'))),
@@ -234,10 +230,13 @@ SWAPS = {
 }
 
 
-@pytest.mark.parametrize('source, target, name', [
-    *((*travel, 'MetaACON-BN') for travel in TRAVELS),
-    *((*TRAVELS[0], name) for name in ('MetaACON', 'PWLU'))
-], ids=lambda value: value if isinstance(value, str) else value['type'])
+@pytest.mark.parametrize(
+    'source, target, name', [
+        *((*travel, 'MetaACON-BN')
+          for travel in TRAVELS), *((*TRAVELS[0], name)
+                                    for name in ('MetaACON', 'PWLU'))
+    ],
+    ids=lambda value: value if isinstance(value, str) else value['type'])
 def test_trained_in_one_library_then_loaded_in_another(source, target, name,
                                                        log, tmp_path):
     model = trained(source, SWAPS[name])
@@ -250,8 +249,7 @@ def test_trained_in_one_library_then_loaded_in_another(source, target, name,
             dict(SWAPS[name], frozen='swap'),
             frozen_stages=1,
             init_cfg=dict(
-                type='Pretrained', checkpoint=checkpoint,
-                prefix='backbone.')))
+                type='Pretrained', checkpoint=checkpoint, prefix='backbone.')))
     log.records.clear()
     loaded.init_weights()
     number = sum(
@@ -262,9 +260,9 @@ def test_trained_in_one_library_then_loaded_in_another(source, target, name,
         'parameters come from the checkpoint'
     ]
     assert not log.of(logging.WARNING)
-    for (key, value), wanted in strict_zip(
-            loaded.state_dict().items(),
-            model.backbone.state_dict().values()):
+    for (key,
+         value), wanted in strict_zip(loaded.state_dict().items(),
+                                      model.backbone.state_dict().values()):
         assert torch.equal(value, wanted), key
     loaded.eval()
     for y, wanted in strict_zip(
@@ -304,6 +302,7 @@ def test_relu_checkpoint_keeps_its_function_with_acon(log, tmp_path):
     assert 2e-4 < max(gaps) <= MAX_GAP / 1000 + 1e-6
     for y, wanted in strict_zip(outputs, run(plain, images())):
         assert (y - wanted).norm() < 1e-2 * wanted.norm()
+
 
 # Weights that init_cfg names.
 
@@ -358,9 +357,15 @@ def same_weights(model, source):
 
 @pytest.mark.parametrize('layout', [
     lambda w: dict(model=w, epoch=3),
-    lambda w: dict(teacher={f'backbone.{k}': v for k, v in w.items()}),
+    lambda w: dict(teacher={
+        f'backbone.{k}': v
+        for k, v in w.items()
+    }),
     lambda w: dict(state_dict_ema=w, args=Namespace(lr=.1)),
-    lambda w: dict(model={f'module.{k}': v for k, v in w.items()}),
+    lambda w: dict(model={
+        f'module.{k}': v
+        for k, v in w.items()
+    }),
 ])
 def test_weights_under_a_key_of_their_own(layout, tmp_path):
     """mmengine looks at 'state_dict' and the top of the file only."""
@@ -389,18 +394,20 @@ def test_two_sets_of_weights_under_keys_of_their_own(tmp_path):
     assert same_weights(model, source)
 
 
-@pytest.mark.parametrize('prefix', [
-    'backbone.', 'module.backbone.', 'module.encoder_q.', 'a.b.c.'
-])
+@pytest.mark.parametrize(
+    'prefix', ['backbone.', 'module.backbone.', 'module.encoder_q.', 'a.b.c.'])
 def test_prefix_that_is_proposed_works(prefix, tmp_path):
     """Also where mmengine takes 'module.' from what it hands on."""
     source, model = small(), small(dict(type='PWLU'))
     path = written(
         tmp_path / 'file.pth',
-        dict(state_dict={
-            **{prefix + k: v for k, v in source.state_dict().items()},
-            'head.weight': torch.ones(2)
-        }))
+        dict(
+            state_dict={
+                **{
+                    prefix + k: v
+                    for k, v in source.state_dict().items()
+                }, 'head.weight': torch.ones(2)
+            }))
     with pytest.raises(ValueError, match='Nothing in') as error:
         pretrained(model, path)
     proposed = re.search("write prefix='(.*?)' in init_cfg",
@@ -411,9 +418,11 @@ def test_prefix_that_is_proposed_works(prefix, tmp_path):
 
 def test_both_encoders_are_named(tmp_path):
     weights = small().state_dict()
-    path = written(
-        tmp_path / 'moco.pth',
-        {f'encoder_{n}.{k}': v for n in 'qk' for k, v in weights.items()})
+    path = written(tmp_path / 'moco.pth', {
+        f'encoder_{n}.{k}': v
+        for n in 'qk'
+        for k, v in weights.items()
+    })
     with pytest.raises(
             ValueError,
             match="its keys begin with 'encoder_q.' and 'encoder_k.', so "

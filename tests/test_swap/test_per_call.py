@@ -39,8 +39,9 @@ class Caller(nn.Module):
 
 def caller(first_child=True):
     module = Caller()
-    module.act = ActivationPerCall([Times(2), Times(3), Times(5)], module,
-                                   module.first if first_child else None)
+    module.act = ActivationPerCall(
+        [Times(2), Times(3), Times(5)], module,
+        module.first if first_child else None)
     return module
 
 
@@ -111,8 +112,7 @@ def test_rerun_that_starts_at_the_first_child(use_reentrant, replaced):
     class Checkpointing(Block):
 
         def forward(self, x):
-            return checkpoint(
-                super().forward, x, use_reentrant=use_reentrant)
+            return checkpoint(super().forward, x, use_reentrant=use_reentrant)
 
     plain = Block()
     model = Checkpointing()
@@ -156,5 +156,5 @@ def test_keys_and_modes():
     assert isinstance(model.relu[0], nn.ReLU)
     assert isinstance(model.relu[1], ACONC)
     assert not any(module.training for module in model.relu.modules())
-    assert [key for key in model.state_dict() if 'relu' in key
-            ] == ['relu.1.p1', 'relu.1.p2', 'relu.1.beta']
+    assert [key for key in model.state_dict()
+            if 'relu' in key] == ['relu.1.p1', 'relu.1.p2', 'relu.1.beta']

@@ -29,8 +29,8 @@ def names(module, *args):
 
 
 def test_module_flags_statistics_gradients_and_random_state_stay():
-    model = nn.Sequential(
-        Block(), nn.Dropout(), nn.BatchNorm2d(8, momentum=.5), nn.ReLU())
+    model = nn.Sequential(Block(), nn.Dropout(),
+                          nn.BatchNorm2d(8, momentum=.5), nn.ReLU())
     model[2].eval()
     model[3].training = False
     before = copy.deepcopy(model.state_dict())
@@ -77,20 +77,22 @@ def test_train_of_the_module_is_called():
             self.cache = None if mode else 1
             return self
 
-    model = Cached(lambda self, x: self.act(self.conv(x)) + self.cache,
-                   act=nn.ReLU())
+    model = Cached(
+        lambda self, x: self.act(self.conv(x)) + self.cache, act=nn.ReLU())
     assert names(model) == ['conv']
     assert model.training and model.cache is None
 
 
-@pytest.mark.parametrize('forward', [
-    lambda self, x, y: y + x,
-    lambda self, x, y: x + y,  # The shortcut first, already activated.
-    lambda self, x, y: y.add_(x),
-    lambda self, x, y: torch.cat([x, y], 1),
-    lambda self, x, y: torch.cat([self.conv(y[:, :3]), y], 1),
-    lambda self, x, y: F.max_pool2d(y, 2).flatten(1),
-])
+@pytest.mark.parametrize(
+    'forward',
+    [
+        lambda self, x, y: y + x,
+        lambda self, x, y: x + y,  # The shortcut first, already activated.
+        lambda self, x, y: y.add_(x),
+        lambda self, x, y: torch.cat([x, y], 1),
+        lambda self, x, y: torch.cat([self.conv(y[:, :3]), y], 1),
+        lambda self, x, y: F.max_pool2d(y, 2).flatten(1),
+    ])
 def test_name_behind_a_sum_or_concatenation(forward):
     """The branch of a residual sum, the newest features of a dense block."""
 
@@ -100,8 +102,7 @@ def test_name_behind_a_sum_or_concatenation(forward):
             x = self.a(self.conv(x))
             return self.b(self.function(self, x, self.branch(x)))
 
-    model = Two(
-        forward, branch=nn.Conv2d(4, 4, 1), a=nn.ReLU(), b=nn.ReLU())
+    model = Two(forward, branch=nn.Conv2d(4, 4, 1), a=nn.ReLU(), b=nn.ReLU())
     assert names(model) == ['conv', 'branch']
 
 
@@ -141,8 +142,8 @@ def test_site_without_convolution_has_its_own_name():
     (F.mish, 'mish'),
 ])
 def test_functions_are_listed(function, name):
-    inner = Toy(lambda self, x: self.act(function(self.conv(x))),
-                act=nn.ReLU())
+    inner = Toy(
+        lambda self, x: self.act(function(self.conv(x))), act=nn.ReLU())
     probed = probe(nn.Sequential(inner))
     assert probed.functional == [f'{name} in 0']
     assert [site.name for site in probed.sites] == ['0.conv']
@@ -163,18 +164,20 @@ def test_activations_that_are_not_called_are_listed():
     assert list(probe(model).uncalled) == ['bypassed', 'head.1']
 
 
-@pytest.mark.parametrize('forward, width, last', [
-    (lambda self, x: self.act(self.conv(x)), 4, False),
-    (lambda self, x: self.act(self.conv(x).mean((2, 3))), 4, False),
-    (lambda self, x: self.act(self.conv(x).flatten(2)), 4, False),
-    # Tokens of a map, as in Conformer.
-    (lambda self, x: self.act(self.conv(x).flatten(2).mT), 256**2, True),
-    (lambda self, x: self.act(self.fc(self.conv(x).mT)), 4, True),
-    (lambda self, x: self.act(self.fc(x.mean((1, 2)))), 5, False),
-    # Called with no tensor by position.
-    (lambda self, x: self.act(input=self.conv(x)), 0, False),
-    (lambda self, x: self.act(self.act(self.conv(x)).mean()), 4, False),
-])
+@pytest.mark.parametrize(
+    'forward, width, last',
+    [
+        (lambda self, x: self.act(self.conv(x)), 4, False),
+        (lambda self, x: self.act(self.conv(x).mean((2, 3))), 4, False),
+        (lambda self, x: self.act(self.conv(x).flatten(2)), 4, False),
+        # Tokens of a map, as in Conformer.
+        (lambda self, x: self.act(self.conv(x).flatten(2).mT), 256**2, True),
+        (lambda self, x: self.act(self.fc(self.conv(x).mT)), 4, True),
+        (lambda self, x: self.act(self.fc(x.mean((1, 2)))), 5, False),
+        # Called with no tensor by position.
+        (lambda self, x: self.act(input=self.conv(x)), 0, False),
+        (lambda self, x: self.act(self.act(self.conv(x)).mean()), 4, False),
+    ])
 def test_width(forward, width, last):
     model = Toy(forward, act=nn.ReLU(), fc=nn.Linear(256, 5))
     site = probe(model).sites[0]
@@ -218,8 +221,8 @@ def test_sample_for_a_first_convolution_inside():
 
 
 @pytest.mark.parametrize('sample', [
-    torch.zeros(1, 3, 8, 6), (1, 3, 8, 6), [1, 3, 8, 6],
-    [torch.zeros(1, 3, 8, 6)]
+    torch.zeros(1, 3, 8, 6),
+    (1, 3, 8, 6), [1, 3, 8, 6], [torch.zeros(1, 3, 8, 6)]
 ])
 def test_sample_of_the_user(sample):
     model = Toy(lambda self, x: self.act(self.conv(x)), act=nn.ReLU())
@@ -228,14 +231,16 @@ def test_sample_of_the_user(sample):
 
 
 def test_several_inputs():
+
     class Two(Toy):
 
         def forward(self, x, y):
             return self.act(self.conv(x) + y)
 
     model = Two(None, act=nn.ReLU())
-    (site, ) = probe(model, (), [torch.zeros(1, 3, 8, 8),
-                                 torch.zeros(1)]).sites
+    (site, ) = probe(
+        model, (),
+        [torch.zeros(1, 3, 8, 8), torch.zeros(1)]).sites
     assert site.map_size == (8, 8)
 
 
@@ -257,8 +262,10 @@ def test_module_that_cannot_be_run():
 
 
 def test_module_without_convolution():
-    with pytest.raises(ValueError, match='no convolution to tell the shape '
-                       r'of its input; write sample_input=\(1, channels'):
+    with pytest.raises(
+            ValueError,
+            match='no convolution to tell the shape '
+            r'of its input; write sample_input=\(1, channels'):
         probe(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
     assert names(model, (), (2, 3)) == ['0']

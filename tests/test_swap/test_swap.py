@@ -10,8 +10,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mm_acon import (ACONC, PWLU, LearnableActivation, MetaACON,
-                     SwapActivations, SwapReport,
-                     swap_activations)
+                     SwapActivations, SwapReport, swap_activations)
 from mm_acon.swap.per_call import ActivationPerCall
 from tests.helpers.backbones import SMALL, Block, build, images, small
 
@@ -42,6 +41,7 @@ class Toy(nn.Module):
 
 
 # Choosing.
+
 
 @pytest.mark.parametrize('choice, sites', [
     (dict(), ['conv1', 'conv2']),
@@ -160,54 +160,59 @@ def test_report_is_logged(log):
 
 # Errors.
 
-@pytest.mark.parametrize('arguments, error, text', [
-    (dict(act_cfg=dict(type='NoSuch')), KeyError,
-     "'NoSuch' is not a registered activation; those that are known here: "
-     '.*MetaACON.*PWLU.*go by themselves, for example type=torch.nn.Mish'),
-    (dict(act_cfg=dict(type=3)), ValueError,
-     'expects the type in act_cfg to be a name or a class, got 3'),
-    (dict(act_cfg='PWLU'), ValueError,
-     r"swap expects act_cfg=dict\(type='PWLU', ...\), got 'PWLU'"),
-    (dict(act_cfg=dict(num_intervals=4)), ValueError,
-     r"expects act_cfg=dict\(type='PWLU'.*got \{'num_intervals': 4\}"),
-    (dict(include='nowhere'), ValueError,
-     "include='nowhere' matches no activation site; the sites are: conv1, "
-     'conv2'),
-    (dict(exclude=['conv1', 'nowhere']), ValueError,
-     "exclude='nowhere' matches no activation site"),
-    (dict(include='*'), ValueError,
-     r"expects include to be regular expressions, got '\*': nothing to"),
-    (dict(exclude='('), ValueError,
-     r"expects exclude to be regular expressions, got '\('"),
-    (dict(include=3), ValueError,
-     'expects include to be regular expressions, got 3: '),
-    (dict(replace='GELU'), ValueError,
-     r"expects replace to name activations of the module, got 'GELU'; there "
-     r"are ReLU. Write replace=\['ReLU'\]"),
-    *((dict(replace=replace), ValueError,
-       'expects replace to be the name of a type, or several, such as '
-       r"\['ReLU', 'SiLU'\], got ") for replace in (None, [], 3, nn.ReLU)),
-    (dict(frozen='x'), ValueError,
-     "swap expects frozen='keep' or 'swap', got 'x'"),
-    (dict(include='conv1', exclude='conv1'), ValueError,
-     '(?s)No activation of Block was chosen for replacement by ACONC; the '
-     'sites are:.*conv1.*not included.*0 of 2 .*Change include, exclude'),
-    (dict(act_cfg=dict(type='PWLU', num_intervals=3)), ValueError,
-     'PWLU expects num_intervals to be an even number'),
-    (dict(act_cfg=dict(type='ACONC', slope=1)), TypeError, 'slope'),
-    # Would fit conv1's 4 channels, but not conv2's 8: neither is replaced.
-    (dict(act_cfg=dict(type='FReLU', norm_cfg=dict(type='GN', num_groups=4)),
-          include='conv1'), None, ''),
-    (dict(act_cfg=dict(type='FReLU', norm_cfg=dict(type='GN', num_groups=3))),
-     ValueError, 'divisible'),
-    (dict(sample_input=(1, 9, 8, 8)), RuntimeError,
-     r'Block could not be run .*\[\(1, 9, 8, 8\)\].*write sample_input='),
-    *((dict(sample_input=sample), ValueError,
-       r'sample_input expects the shape of an input, \(1, channels, height, '
-       r'width\), or input tensors, got ')
-      for sample in ('big', 7, (), (1, 3, -1, 8), (1.5, 3, 8, 8),
-                     [torch.zeros(1, 3, 8, 8), 4])),
-])
+
+@pytest.mark.parametrize(
+    'arguments, error, text',
+    [
+        (dict(act_cfg=dict(type='NoSuch')), KeyError,
+         "'NoSuch' is not a registered activation; those that are known here: "
+         '.*MetaACON.*PWLU.*go by themselves, for example type=torch.nn.Mish'),
+        (dict(act_cfg=dict(type=3)), ValueError,
+         'expects the type in act_cfg to be a name or a class, got 3'),
+        (dict(act_cfg='PWLU'), ValueError,
+         r"swap expects act_cfg=dict\(type='PWLU', ...\), got 'PWLU'"),
+        (dict(act_cfg=dict(num_intervals=4)), ValueError,
+         r"expects act_cfg=dict\(type='PWLU'.*got \{'num_intervals': 4\}"),
+        (dict(include='nowhere'), ValueError,
+         "include='nowhere' matches no activation site; the sites are: conv1, "
+         'conv2'),
+        (dict(exclude=['conv1', 'nowhere']), ValueError,
+         "exclude='nowhere' matches no activation site"),
+        (dict(include='*'), ValueError,
+         r"expects include to be regular expressions, got '\*': nothing to"),
+        (dict(exclude='('), ValueError,
+         r"expects exclude to be regular expressions, got '\('"),
+        (dict(include=3), ValueError,
+         'expects include to be regular expressions, got 3: '),
+        (dict(replace='GELU'), ValueError,
+         r"expects replace to name activations of the module, got 'GELU'; there "
+         r"are ReLU. Write replace=\['ReLU'\]"),
+        *((dict(replace=replace), ValueError,
+           'expects replace to be the name of a type, or several, such as '
+           r"\['ReLU', 'SiLU'\], got ") for replace in (None, [], 3, nn.ReLU)),
+        (dict(frozen='x'), ValueError,
+         "swap expects frozen='keep' or 'swap', got 'x'"),
+        (dict(include='conv1', exclude='conv1'), ValueError,
+         '(?s)No activation of Block was chosen for replacement by ACONC; the '
+         'sites are:.*conv1.*not included.*0 of 2 .*Change include, exclude'),
+        (dict(act_cfg=dict(type='PWLU', num_intervals=3)), ValueError,
+         'PWLU expects num_intervals to be an even number'),
+        (dict(act_cfg=dict(type='ACONC', slope=1)), TypeError, 'slope'),
+        # Would fit conv1's 4 channels, but not conv2's 8: neither is replaced.
+        (dict(
+            act_cfg=dict(type='FReLU', norm_cfg=dict(type='GN', num_groups=4)),
+            include='conv1'), None, ''),
+        (dict(
+            act_cfg=dict(type='FReLU', norm_cfg=dict(
+                type='GN', num_groups=3))), ValueError, 'divisible'),
+        (dict(sample_input=(1, 9, 8, 8)), RuntimeError,
+         r'Block could not be run .*\[\(1, 9, 8, 8\)\].*write sample_input='),
+        *((dict(sample_input=sample), ValueError,
+           r'sample_input expects the shape of an input, \(1, channels, height, '
+           r'width\), or input tensors, got ')
+          for sample in ('big', 7, (), (1, 3, -1, 8),
+                         (1.5, 3, 8, 8), [torch.zeros(1, 3, 8, 8), 4])),
+    ])
 def test_errors_leave_the_module_as_it_was(arguments, error, text):
     model = Block()
     arguments = dict(dict(act_cfg=ACON), **arguments)
@@ -264,19 +269,20 @@ def test_transformer_says_why_nothing_can_be_replaced():
 
 # Modules that are shared, or held elsewhere.
 
+
 def test_second_swap_of_what_the_first_left():
     once, twice = small(), small()
     swap_activations(once, dict(type='PWLU'))
     first = swap_activations(twice, dict(type='PWLU'), include=r'\.conv2$')
     second = swap_activations(twice, dict(type='PWLU'))
-    assert [row.site for row in second.rows
-            ] == [row.site for row in first.rows]
+    assert [row.site
+            for row in second.rows] == [row.site for row in first.rows]
     assert len(first.replaced) + len(second.replaced) == len(first.rows) == 22
     assert list(twice.state_dict()) == list(once.state_dict())
     assert not any(isinstance(m, nn.ReLU) for m in twice.modules())
-    assert all(
-        not isinstance(child, ActivationPerCall) for m in twice.modules()
-        if isinstance(m, ActivationPerCall) for child in m)
+    assert all(not isinstance(child, ActivationPerCall)
+               for m in twice.modules() if isinstance(m, ActivationPerCall)
+               for child in m)
     for y, wanted in zip(twice(images()), small()(images())):
         assert torch.equal(y, wanted)
 
@@ -420,6 +426,7 @@ def test_forward_that_training_makes_longer():
 
 # What is kept.
 
+
 def test_training_flags():
     model = nn.Sequential(Block(), Block(), nn.ReLU())
     model[1].conv1 = nn.Conv2d(8, 4, 3)
@@ -454,6 +461,7 @@ def test_every_other_module_keeps_its_name_and_type():
 
 # In configs.
 
+
 @pytest.fixture
 def mmdet_scope():
     scope = DefaultScope.get_current_instance()
@@ -471,25 +479,30 @@ class NeedsTwo(Block):
         return super().forward(x)
 
 
-@pytest.mark.parametrize('make', [
-    lambda: dict(SMALL, type='SwapActivations', backbone='ResNet', swap=RULE),
-    lambda: dict(
-        SMALL, type='SwapActivations', backbone='mmdet.ResNet', swap=RULE),
-    lambda: dict(
-        SMALL,
-        type='SwapActivations',
-        backbone=MODELS.get('mmdet.ResNet'),
-        swap=RULE),
-    lambda: dict(type='SwapActivations', backbone=dict(SMALL), swap=RULE),
-    lambda: ConfigDict(type='SwapActivations', backbone=SMALL, swap=RULE),
-    lambda: dict(type=SwapActivations, backbone=dict(SMALL), swap=RULE),
-    lambda: dict(
-        type='SwapActivations',
-        backbone=dict(SMALL, depth=18),
-        swap=RULE,
-        depth=SMALL['depth']),
-], ids=['name', 'scoped name', 'class', 'dict', 'config', 'function',
-        'key beside a dict'])
+@pytest.mark.parametrize(
+    'make', [
+        lambda: dict(
+            SMALL, type='SwapActivations', backbone='ResNet', swap=RULE),
+        lambda: dict(
+            SMALL, type='SwapActivations', backbone='mmdet.ResNet', swap=RULE),
+        lambda: dict(
+            SMALL,
+            type='SwapActivations',
+            backbone=MODELS.get('mmdet.ResNet'),
+            swap=RULE),
+        lambda: dict(type='SwapActivations', backbone=dict(SMALL), swap=RULE),
+        lambda: ConfigDict(type='SwapActivations', backbone=SMALL, swap=RULE),
+        lambda: dict(type=SwapActivations, backbone=dict(SMALL), swap=RULE),
+        lambda: dict(
+            type='SwapActivations',
+            backbone=dict(SMALL, depth=18),
+            swap=RULE,
+            depth=SMALL['depth']),
+    ],
+    ids=[
+        'name', 'scoped name', 'class', 'dict', 'config', 'function',
+        'key beside a dict'
+    ])
 def test_backbone_of_a_config(make, mmdet_scope):
     config = make()
     before = copy.deepcopy(config)
@@ -499,28 +512,33 @@ def test_backbone_of_a_config(make, mmdet_scope):
     assert sum(isinstance(m, MetaACON) for m in model.modules()) == 7
 
 
-@pytest.mark.parametrize('arguments, error, text', [
-    (dict(backbone=3), TypeError,
-     'expects backbone to be a type name or a config, got 3'),
-    (dict(backbone=dict(SMALL), swap=dict(act_cfg='ReLU')), ValueError,
-     'expects act_cfg=dict'),
-    (dict(backbone=dict(SMALL), swap='PWLU'), TypeError,
-     r"SwapActivations expects swap=dict\(act_cfg=dict\(type='PWLU'\), "
-     r"...\), got 'PWLU'"),
-    (dict(SMALL, backbone='SwapActivations'), TypeError,
-     r'SwapActivations expects swap=dict\(.*, got None'),
-    # A second swap finds what the first one put there.
-    (dict(backbone=dict(type='SwapActivations', backbone=dict(SMALL),
-                        swap=dict(act_cfg=dict(type='PWLU')))), ValueError,
-     "got 'ReLU'; there are PWLU. PWLU came with an earlier swap, or with an "
-     r"act_cfg: leave one of the two out, or write replace=\['PWLU'\]"),
-    # A whole detector takes more than images.
-    (dict(backbone=dict(type=NeedsTwo)), RuntimeError,
-     r"NeedsTwo could not be run .* missing 1 required .* 'metas', and .*"
-     r'write sample_input=\(1, channels, height, width\) with a shape that it '
-     'takes, or pass the input tensors. Of a detector that takes more than '
-     'images swap the backbone alone'),
-])
+@pytest.mark.parametrize(
+    'arguments, error, text',
+    [
+        (dict(backbone=3), TypeError,
+         'expects backbone to be a type name or a config, got 3'),
+        (dict(backbone=dict(SMALL),
+              swap=dict(act_cfg='ReLU')), ValueError, 'expects act_cfg=dict'),
+        (dict(backbone=dict(SMALL), swap='PWLU'), TypeError,
+         r"SwapActivations expects swap=dict\(act_cfg=dict\(type='PWLU'\), "
+         r"...\), got 'PWLU'"),
+        (dict(SMALL, backbone='SwapActivations'), TypeError,
+         r'SwapActivations expects swap=dict\(.*, got None'),
+        # A second swap finds what the first one put there.
+        (dict(
+            backbone=dict(
+                type='SwapActivations',
+                backbone=dict(SMALL),
+                swap=dict(act_cfg=dict(type='PWLU')))), ValueError,
+         "got 'ReLU'; there are PWLU. PWLU came with an earlier swap, or with an "
+         r"act_cfg: leave one of the two out, or write replace=\['PWLU'\]"),
+        # A whole detector takes more than images.
+        (dict(backbone=dict(type=NeedsTwo)), RuntimeError,
+         r"NeedsTwo could not be run .* missing 1 required .* 'metas', and .*"
+         r'write sample_input=\(1, channels, height, width\) with a shape that it '
+         'takes, or pass the input tensors. Of a detector that takes more than '
+         'images swap the backbone alone'),
+    ])
 def test_errors_in_configs(arguments, error, text):
     config = dict(dict(type='SwapActivations', swap=RULE), **arguments)
     config['type'] = 'SwapActivations'
@@ -537,8 +555,8 @@ def test_errors_in_configs(arguments, error, text):
          swap=dict(act_cfg=dict(type='PWLU'), replace='ReLU6')),
 ], ids=['ResNet', 'MobileNetV2'])  # yapf: disable
 def test_backbone_of_another_library_in_a_detector(backbone, mmdet_scope):
-    widths = (16, 32, 64) if backbone['backbone'].endswith('ResNet') else (
-        8, 24, 1280)
+    widths = (16, 32,
+              64) if backbone['backbone'].endswith('ResNet') else (8, 24, 1280)
     model = MMDET_MODELS.build(
         dict(
             type='RetinaNet',
@@ -560,8 +578,7 @@ def test_backbone_of_another_library_in_a_detector(backbone, mmdet_scope):
     assert len(activations) in (17, 35)
     # init_weights leaves them at their start, and all are trained.
     assert all(m.is_relu_form() for m in activations)
-    assert all(p.grad is not None for m in activations
-               for p in m.parameters())
+    assert all(p.grad is not None for m in activations for p in m.parameters())
 
 
 def test_swap_of_a_whole_detector(mmdet_scope):

@@ -50,15 +50,14 @@ def assert_close(result, expected, **tolerance):
 
 # The last block sees 1x1 maps of a 4x4 image.
 @EVERY
-@pytest.mark.parametrize('shape', [(1, 3, 64, 64), (1, 3, 4, 4),
-                                   (2, 3, 4, 4), (0, 3, 64, 64)])
+@pytest.mark.parametrize('shape', [(1, 3, 64, 64), (1, 3, 4, 4), (2, 3, 4, 4),
+                                   (0, 3, 64, 64)])
 def test_single_images_tiny_maps_and_empty_batches(act_cfg, shape):
     # The backbone's own BatchNorm cannot train on a single value.
     model = small(act_cfg, norm_eval=True)
     model.train()
     outputs, grads = outputs_and_gradients(model, torch.randn(shape))
-    assert all(y.shape[0] == shape[0] and y.isfinite().all()
-               for y in outputs)
+    assert all(y.shape[0] == shape[0] and y.isfinite().all() for y in outputs)
     assert all(grad.isfinite().all() for grad in grads.values()
                if grad is not None)
     if shape[0]:
@@ -166,8 +165,8 @@ def test_saved_as_a_whole(act_cfg):
 
 
 # Tracing takes a second or two each; Inductor would take a minute.
-@pytest.mark.parametrize('act_cfg', [META, ACTS['PWLU']],
-                         ids=['MetaACON', 'PWLU'])
+@pytest.mark.parametrize(
+    'act_cfg', [META, ACTS['PWLU']], ids=['MetaACON', 'PWLU'])
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_compiled(act_cfg, with_cp):
     model = small(
@@ -217,7 +216,8 @@ def test_channels_last_and_double_precision(act_cfg):
     swap_activations(model, act_cfg)
     assert {p.dtype for p in model.parameters()} == {torch.float64}
     outputs, grads = outputs_and_gradients(
-        copy.deepcopy(model), images().double())
+        copy.deepcopy(model),
+        images().double())
     model.to(memory_format=torch.channels_last)
     x = images().double().to(memory_format=torch.channels_last)
     result, result_grads = outputs_and_gradients(model, x)

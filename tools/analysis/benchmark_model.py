@@ -190,12 +190,16 @@ def benchmark(args: argparse.Namespace) -> List[dict]:
         name: Backbone(model, x, DTYPES[args.dtype], layout)
         for name, model in models.items()
     }
-    train = summarize('train',
-                      {n: b.train_step for n, b in backbones.items()}, args)
+    train = summarize('train', {
+        n: b.train_step
+        for n, b in backbones.items()
+    }, args)
     for model in models.values():
         model.eval()
-    inference = summarize('inference',
-                          {n: b.inference for n, b in backbones.items()}, args)
+    inference = summarize('inference', {
+        n: b.inference
+        for n, b in backbones.items()
+    }, args)
     return [
         dict(
             case=name,
@@ -214,8 +218,7 @@ COLUMNS = ('case', 'sites', 'parameters added', 'forward ms', 'backward ms',
 
 def cells(row: dict) -> List[str]:
     return [
-        '-' if value is None else
-        f'{value:.3f}' if key.endswith('ratio') else
+        '-' if value is None else f'{value:.3f}' if key.endswith('ratio') else
         f'{value:.1f}' if isinstance(value, float) else
         f'{value:,}' if isinstance(value, int) else value
         for key, value in row.items()
@@ -243,8 +246,9 @@ def main() -> None:
     # The swap's report is long.
     MMLogger.get_current_instance().setLevel('ERROR')
     run = start_benchmark(args)
-    run.update((key, getattr(args, key)) for key in (
-        'config', 'batch', 'size', 'dtype', 'layout', 'rounds'))
+    run.update(
+        (key, getattr(args, key))
+        for key in ('config', 'batch', 'size', 'dtype', 'layout', 'rounds'))
     rows = benchmark(args)
     print(f'\n{args.config}, batch {args.batch}, {args.size} pixels, '
           f'{args.dtype}, {args.layout}\n')

@@ -181,10 +181,7 @@ def main() -> None:
     parser.add_argument(
         '--dtypes', nargs='+', choices=DTYPES, default=['float32'])
     parser.add_argument(
-        '--layouts',
-        nargs='+',
-        choices=LAYOUTS,
-        default=['contiguous'])
+        '--layouts', nargs='+', choices=LAYOUTS, default=['contiguous'])
     parser.add_argument(
         '--activations',
         nargs='+',

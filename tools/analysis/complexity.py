@@ -98,11 +98,11 @@ ACON_TABLE_2 = {
     'MobileNetV1 0.25': (dict(type='MobileNetV1', widen_factor=0.25), {},
                          ('41M', '0.5M'), ('41M', '0.6M')),
     'MobileNetV2 0.17':
-    (dict(type='mmpretrain.MobileNetV2', widen_factor=0.17), RELU6,
-     ('42M', '1.4M'), ('42M', '1.9M')),
-    'ShuffleNetV2 0.5x': (dict(
-        type='mmpretrain.ShuffleNetV2', widen_factor=0.5), R8,
-                          ('41M', '1.4M'), ('41M', '1.7M')),
+    (dict(type='mmpretrain.MobileNetV2',
+          widen_factor=0.17), RELU6, ('42M', '1.4M'), ('42M', '1.9M')),
+    'ShuffleNetV2 0.5x':
+    (dict(type='mmpretrain.ShuffleNetV2',
+          widen_factor=0.5), R8, ('41M', '1.4M'), ('41M', '1.7M')),
     'MobileNetV1 0.75': (dict(type='MobileNetV1', widen_factor=0.75), {},
                          ('325M', '2.6M'), ('326M', '3.1M')),
     'MobileNetV2 1.0': (dict(type='mmpretrain.MobileNetV2'), RELU6,
@@ -111,14 +111,14 @@ ACON_TABLE_2 = {
                              dict(**R8, **RELU6), None, ('299M', '6.0M')),
     'ShuffleNetV2 1.5x': (dict(type='MegviiShuffleNetV2', widen_factor=1.5),
                           {}, ('299M', '3.5M'), ('299M', '3.9M')),
-    'ResNet-18': (resnet(18), dict(include=r'\.conv[12]$'),
-                  ('1.8G', '11.7M'), ('1.8G', '11.9M')),
-    'ResNet-50': (resnet(50), BOTTLENECK, ('3.9G', '25.5M'),
-                  ('3.9G', '25.7M')),
-    'ResNet-101': (resnet(101), BOTTLENECK, ('7.6G', '44.4M'),
-                   ('7.6G', '44.8M')),
-    'ResNet-152': (resnet(152), BOTTLENECK, ('11.3G', '60.0M'),
-                   ('11.3G', '60.5M')),
+    'ResNet-18': (resnet(18), dict(include=r'\.conv[12]$'), ('1.8G', '11.7M'),
+                  ('1.8G', '11.9M')),
+    'ResNet-50':
+    (resnet(50), BOTTLENECK, ('3.9G', '25.5M'), ('3.9G', '25.7M')),
+    'ResNet-101':
+    (resnet(101), BOTTLENECK, ('7.6G', '44.4M'), ('7.6G', '44.8M')),
+    'ResNet-152': (resnet(152), BOTTLENECK, ('11.3G', '60.0M'), ('11.3G',
+                                                                 '60.5M')),
 }
 # TFNet's widen_factor: MACs and parameters in Table 8 and in the appendix.
 TFNET = {
@@ -132,10 +132,10 @@ PWLU_TABLE_2 = {
     'ResNet-18': (resnet(18), (), '1.8G', '11.69M'),
     'ResNet-50': (resnet(50, style='pytorch'), (), '4.1G', '25.5M'),
     'MobileNetV2': (dict(type='mmpretrain.MobileNetV2'), (), '300M', '3.5M'),
-    'MobileNetV3-small': (dict(type='mmpretrain.MobileNetV3', arch='small'),
-                          (1024, ), '56M', '2.6M'),
-    'EfficientNet-B0': (dict(type='mmpretrain.EfficientNet', arch='b0'), (),
-                        '384M', '5.3M'),
+    'MobileNetV3-small': (dict(type='mmpretrain.MobileNetV3',
+                               arch='small'), (1024, ), '56M', '2.6M'),
+    'EfficientNet-B0': (dict(type='mmpretrain.EfficientNet',
+                             arch='b0'), (), '384M', '5.3M'),
 }
 # ResNet's depth: sites of ReLU, their channels, and N + 5 = 21 numbers for
 # each channel.
@@ -169,9 +169,8 @@ class Classifier(nn.Module):
         self.to('meta').eval()
         width = self.backbone(torch.empty(1, 3, 64, 64, device='meta'))
         widths = [width[-1].shape[1], *hidden, 1000]
-        self.head = nn.Sequential(
-            *(nn.Linear(*pair, device='meta')
-              for pair in zip(widths, widths[1:])))
+        self.head = nn.Sequential(*(nn.Linear(*pair, device='meta')
+                                    for pair in zip(widths, widths[1:])))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.backbone(x)[-1].mean((2, 3)))
@@ -191,9 +190,8 @@ def count_macs(module: nn.Module, *shape: int, layers: bool = False) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(torch.empty(shape, device='meta'))
     counts = counter.get_flop_counts().get('Global', {})
-    return sum(
-        count for operator, count in counts.items()
-        if not layers or 'mm_acon' not in str(operator)) // 2
+    return sum(count for operator, count in counts.items()
+               if not layers or 'mm_acon' not in str(operator)) // 2
 
 
 def macs_and_parameters(model: nn.Module, norms: bool = False):
@@ -211,8 +209,8 @@ def paper_rows() -> Iterator[Row]:
             for (quantity, counted), number in zip(
                     macs_and_parameters(model), numbers or ()):
                 row = name, activation, quantity
-                yield Row('ACON Table 2', *row, number, counted,
-                          row not in DISAGREES)
+                yield Row('ACON Table 2', *row, number, counted, row
+                          not in DISAGREES)
     for factor, tables in TFNET.items():
         counts = macs_and_parameters(
             Classifier(dict(type='TFNet', widen_factor=factor)))
@@ -224,12 +222,11 @@ def paper_rows() -> Iterator[Row]:
                 yield Row(f'ACON {table}', f'TFNet {factor}', 'ACON-FReLU',
                           quantity, number, counted, agrees)
     for name, (backbone, hidden, *numbers) in PWLU_TABLE_2.items():
-        counts = macs_and_parameters(
-            Classifier(backbone, hidden), norms=True)
+        counts = macs_and_parameters(Classifier(backbone, hidden), norms=True)
         for (quantity, counted), number in zip(counts, numbers):
             row = name, 'baseline', quantity
-            yield Row('PWLU Table 2', *row, number, counted,
-                      row not in DISAGREES)
+            yield Row('PWLU Table 2', *row, number, counted, row
+                      not in DISAGREES)
     for depth, numbers in PWLU_ADDS.items():
         model = Classifier(resnet(depth, style='pytorch'))
         report = swap_activations(model.backbone, dict(type='PWLU'))
@@ -287,11 +284,11 @@ def report_config(args: argparse.Namespace) -> Optional[str]:
                                   for row in rows]))
         print(f'\n{name}, {args.shape[0]}x{args.shape[1]} pixels, '
               f'{len(rows)} sites')
-        for quantity, total, added in (
-            ('parameters', count_parameters(backbone),
-             sum(row[4] for row in rows)),
-            ('MACs', count_macs(backbone, *shape),
-             sum(row[5] for row in rows))):
+        for quantity, total, added in (('parameters',
+                                        count_parameters(backbone),
+                                        sum(row[4] for row in rows)),
+                                       ('MACs', count_macs(backbone, *shape),
+                                        sum(row[5] for row in rows))):
             print(f'{quantity}: {added:,} by the activations, '
                   f'{added / (total - added):.2%} of the other '
                   f'{total - added:,}')

@@ -42,12 +42,12 @@ def draw(runner, num_images: int, lowest_score: float):
         # Ground truth lies in the resized image, predictions do not.
         scale = torch.tensor(sample.scale_factor).repeat(2)
         for box in sample.gt_instances.bboxes.cpu():
-            draw_box(axes, getattr(box, 'tensor', box).flatten() / scale,
-                     'white', ':')
+            draw_box(axes,
+                     getattr(box, 'tensor', box).flatten() / scale, 'white',
+                     ':')
         found = sample.pred_instances.cpu()
         found = found[found.scores >= lowest_score]
-        for box, label, score in zip(found.bboxes, found.labels,
-                                     found.scores):
+        for box, label, score in zip(found.bboxes, found.labels, found.scores):
             colour = COLOURS[int(label) % len(COLOURS)]
             draw_box(axes, box, colour, '-')
             axes.text(

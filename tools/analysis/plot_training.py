@@ -48,8 +48,9 @@ def main() -> None:
     history = {}
     for moment, checkpoint in checkpoints.items():
         runner.load_checkpoint(checkpoint)
-        if any(getattr(layer, 'current_phase', None) == PHASE_1
-               for layer in layers.values()):
+        if any(
+                getattr(layer, 'current_phase', None) == PHASE_1
+                for layer in layers.values()):
             moment += ', Phase I'
         history[moment] = observe(runner, layers, 8, args.num_channels)
     frames = training_frames(history)

@@ -54,16 +54,24 @@ class Variant(NamedTuple):
 
 
 VARIANTS: Dict[str, Variant] = {
-    'ReLU': Variant(None),
-    'Swish': Variant(dict(type='SiLU')),
-    'ACON-A': Variant(dict(type='ACONA')),
-    'ACON-B': Variant(dict(type='ACONB')),
-    'ACON-C': Variant(dict(type='ACONC')),
-    'meta-ACON channel': Variant(dict(type='MetaACON')),
-    'meta-ACON channel, norm': Variant(
-        dict(type='MetaACON', norm_cfg=dict(type='BN'))),
-    'meta-ACON layer': Variant(dict(type='MetaACON', granularity='layer')),
-    'meta-ACON pixel': Variant(dict(type='MetaACON', granularity='pixel')),
+    'ReLU':
+    Variant(None),
+    'Swish':
+    Variant(dict(type='SiLU')),
+    'ACON-A':
+    Variant(dict(type='ACONA')),
+    'ACON-B':
+    Variant(dict(type='ACONB')),
+    'ACON-C':
+    Variant(dict(type='ACONC')),
+    'meta-ACON channel':
+    Variant(dict(type='MetaACON')),
+    'meta-ACON channel, norm':
+    Variant(dict(type='MetaACON', norm_cfg=dict(type='BN'))),
+    'meta-ACON layer':
+    Variant(dict(type='MetaACON', granularity='layer')),
+    'meta-ACON pixel':
+    Variant(dict(type='MetaACON', granularity='pixel')),
 }
 for _units in ('channel', 'layer'):
     for _bound in (3, 6, 10):
@@ -91,8 +99,7 @@ ORDERINGS: List[Tuple[str, str, float, str]] = [
     ('meta-ACON channel', 'ReLU', 1.9, f'ACON Table 2, {R18}'),
     ('meta-ACON channel', 'meta-ACON layer', 1.5,
      f'ACON Table 5, {SHUFFLENET}'),
-    ('meta-ACON layer', 'meta-ACON pixel', 0.9,
-     f'ACON Table 5, {SHUFFLENET}'),
+    ('meta-ACON layer', 'meta-ACON pixel', 0.9, f'ACON Table 5, {SHUFFLENET}'),
     ('meta-ACON pixel', 'ReLU', 2.2, f'ACON Table 5, {SHUFFLENET}'),
     ('Swish', 'ReLU', 0.27, f'PWLU Table 2, {R18}'),
     ('PWLU channel, realigned', 'Swish', 0.96, f'PWLU Table 2, {R18}'),
@@ -280,7 +287,8 @@ def measure_costs(args) -> Dict[str, dict]:
             if round_ >= 3:
                 times[name].append(milliseconds)
     return {
-        name: dict(
+        name:
+        dict(
             train_ms=statistics.median(times[name]),
             over_relu=statistics.median(
                 t / base for t, base in zip(times[name], times['ReLU'])),
@@ -379,10 +387,10 @@ def ordering_rows(results: Results, args) -> List[Tuple[str, ...]]:
             values(results, args, worse, key))
         errors = '-' if error == 0 else f'{difference / error:+.1f}'
         digits = 2 if key == 'accuracy' else 3
-        rows.append((f'{better} > {worse}',
-                     'accuracy' if key == 'accuracy' else 'IOU', paper, where,
-                     f'{difference:+.{digits}f}', f'{error:.{digits}f}',
-                     errors, verdict(difference, error, args.seeds)))
+        rows.append(
+            (f'{better} > {worse}', 'accuracy' if key == 'accuracy' else 'IOU',
+             paper, where, f'{difference:+.{digits}f}', f'{error:.{digits}f}',
+             errors, verdict(difference, error, args.seeds)))
     return rows
 
 
@@ -397,20 +405,23 @@ def accuracy_rows(results: Results, args) -> List[Tuple[str, ...]]:
             by_seed = values(results, args, name, 'iou')
             iou = (f'{statistics.fmean(by_seed):.3f} ± '
                    f'{statistics.stdev(by_seed):.3f}')
-        rows.append((name, f'{statistics.fmean(found):.2f}',
-                     f'{statistics.stdev(found):.2f}', f'{min(found):.2f}',
-                     f'{max(found):.2f}', '-' if name == 'ReLU' else
-                     f'{difference:+.2f} ± {error:.2f}', iou))
+        rows.append(
+            (name, f'{statistics.fmean(found):.2f}',
+             f'{statistics.stdev(found):.2f}', f'{min(found):.2f}',
+             f'{max(found):.2f}',
+             '-' if name == 'ReLU' else f'{difference:+.2f} ± {error:.2f}',
+             iou))
     return rows
 
 
 def cost_rows(results: Results) -> List[Tuple[str, ...]]:
     costs = results['costs']
-    return [(COSTS[name], f'{cost["train_ms"]:.1f}',
-             f'{cost["over_relu"]:.2f}', f'{cost["kept"]:.1f}',
-             f'{cost["kept"] / costs["ReLU"]["kept"]:.2f}',
-             f'{cost["parameters"] - costs["ReLU"]["parameters"]:,}')
-            for name, cost in costs.items()]
+    return [
+        (COSTS[name], f'{cost["train_ms"]:.1f}', f'{cost["over_relu"]:.2f}',
+         f'{cost["kept"]:.1f}', f'{cost["kept"] / costs["ReLU"]["kept"]:.2f}',
+         f'{cost["parameters"] - costs["ReLU"]["parameters"]:,}')
+        for name, cost in costs.items()
+    ]
 
 
 def summary(rows: List[Tuple[str, ...]], seeds: int) -> str:
@@ -435,15 +446,14 @@ def summary(rows: List[Tuple[str, ...]], seeds: int) -> str:
 def report(results: Results, args) -> str:
     orderings = ordering_rows(results, args)
     machine = results['machine']
-    return '\n\n'.join((
-        table(('activation', 'mean', 'std', 'min', 'max', 'to ReLU', 'IOU'),
-              accuracy_rows(results, args)),
-        summary(orderings, args.seeds),
-        table(('ordering', 'of', 'paper', 'where', 'here', 'standard error',
-               'in standard errors', 'verdict'), orderings, (0, 1, 3, 7)),
-        f'{machine["device"]}, {machine["date"]}',
-        table(('activation', 'step ms', '/ ReLU', 'kept MiB', '/ ReLU',
-               'parameters added'), cost_rows(results))))
+    return '\n\n'.join(
+        (table(('activation', 'mean', 'std', 'min', 'max', 'to ReLU', 'IOU'),
+               accuracy_rows(results, args)), summary(orderings, args.seeds),
+         table(('ordering', 'of', 'paper', 'where', 'here', 'standard error',
+                'in standard errors', 'verdict'), orderings,
+               (0, 1, 3, 7)), f'{machine["device"]}, {machine["date"]}',
+         table(('activation', 'step ms', '/ ReLU', 'kept MiB', '/ ReLU',
+                'parameters added'), cost_rows(results))))
 
 
 @styled
@@ -457,8 +467,7 @@ def accuracy_figure(results: Results, args) -> Figure:
                       if name.startswith(family))
         found = values(results, args, name, 'accuracy')
         axes.plot(found, [y] * len(found), 'o', color=colour, alpha=0.45)
-        axes.plot(
-            statistics.fmean(found), y, '|', color='black', ms=13, mew=2)
+        axes.plot(statistics.fmean(found), y, '|', color='black', ms=13, mew=2)
     axes.axvline(
         statistics.fmean(values(results, args, 'ReLU', 'accuracy')),
         color='0.6',
@@ -475,8 +484,9 @@ def iou_figure(results: Results, args) -> Figure:
     figure = Figure(figsize=(7.6, 3.3))
     grid = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, units in zip(grid, ('channel', 'layer')):
-        chosen = [name for name in args.variants
-                  if name.startswith(f'PWLU {units}')]
+        chosen = [
+            name for name in args.variants if name.startswith(f'PWLU {units}')
+        ]
         for name, colour, dashes in zip(chosen, COLOURS, DASHES):
             found = sorted(
                 iou for seed in range(args.seeds)
@@ -516,8 +526,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--train-images', type=int, default=1024)
     parser.add_argument('--val-images', type=int, default=1024)
     parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument(
-        '--rounds', type=int, default=31, help='of the timing')
+    parser.add_argument('--rounds', type=int, default=31, help='of the timing')
     args = parser.parse_args()
     unknown = [name for name in args.variants if name not in VARIANTS]
     if unknown:

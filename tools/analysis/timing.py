@@ -31,8 +31,8 @@ def start_benchmark(args: Namespace) -> dict:
     torch.set_num_threads(args.threads)
     keep_heap()
     device = (
-        torch.cuda.get_device_name(args.device) if 'cuda' in args.device else
-        f'{processor()}, {args.threads} threads')
+        torch.cuda.get_device_name(args.device)
+        if 'cuda' in args.device else f'{processor()}, {args.threads} threads')
     date = time.strftime('%Y-%m-%d')
     print(f'{device}; torch {torch.__version__}, {date}')
     return dict(device=device, date=date)

@@ -166,7 +166,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(libraries, act: str = 'PWLU', match: str = '',
+def run(libraries,
+        act: str = 'PWLU',
+        match: str = '',
         problems: Optional[Dict[str, str]] = None) -> List[Backbone]:
     """All distinct backbones, swapped; config-level problems by name."""
     problems = {} if problems is None else problems
@@ -176,14 +178,16 @@ def run(libraries, act: str = 'PWLU', match: str = '',
         importlib.import_module(library + '.models')
         for backbone in collect(library, act, match, problems):
             swap(backbone, act)
-            print(f'{library} {backbone.type}: {backbone.outcome}. '
-                  f'{backbone.detail[:150]}', file=sys.stderr, flush=True)
+            print(
+                f'{library} {backbone.type}: {backbone.outcome}. '
+                f'{backbone.detail[:150]}',
+                file=sys.stderr,
+                flush=True)
             backbones.append(backbone)
     return backbones
 
 
-def page(backbones: List[Backbone], problems: Dict[str, str],
-         act: str) -> str:
+def page(backbones: List[Backbone], problems: Dict[str, str], act: str) -> str:
     """The Markdown page."""
     counts: Dict[str, Counter] = defaultdict(Counter)
     for backbone in backbones:

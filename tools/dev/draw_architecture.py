@@ -33,8 +33,10 @@ def imported(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = package[:len(package) - node.level + 1]
-            base = '.'.join([*(above if node.level else ()),
-                             *([node.module] if node.module else ())])
+            base = '.'.join([
+                *(above if node.level else ()),
+                *([node.module] if node.module else ())
+            ])
             yield from (f'{base}.{alias.name}' for alias in node.names)
 
 
@@ -121,8 +123,9 @@ def places(graph: Graph) -> Dict[str, tuple]:
                 x[target] for target in sorted(graph[name])
                 if not implied(graph, name, target)
             ]
-            middle[name] = (sum(direct) / len(direct) if direct else
-                            (index + .5) * widest / len(row) * STEP)
+            middle[name] = (
+                sum(direct) / len(direct) if direct else
+                (index + .5) * widest / len(row) * STEP)
         left = 0.
         for name in sorted(row, key=lambda name: (middle[name], name)):
             x[name] = left = max(middle[name], left + STEP)

@@ -20,9 +20,8 @@ class _DeclareOperators(MetaPathFinder):
             import torch
             library = torch.library.Library('torchvision', 'FRAGMENT')
             for name in _SCHEMAS:
-                library.define(
-                    f'{name}(Tensor dets, Tensor scores, '
-                    'float iou_threshold) -> Tensor')
+                library.define(f'{name}(Tensor dets, Tensor scores, '
+                               'float iou_threshold) -> Tensor')
             # The schemas live as long as the library object.
             self.__class__.library = library
         return None

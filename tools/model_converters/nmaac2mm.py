@@ -131,7 +131,8 @@ class Conversion:
         self.module(f'{old}.bn2', f'{new}.norm')
 
 
-def swapped(source: Dict[str, Tensor], include: str = None,
+def swapped(source: Dict[str, Tensor],
+            include: str = None,
             **backbone) -> dict:
     """Config of a backbone with the activation that the keys belong to."""
     hidden = sorted({
@@ -297,8 +298,7 @@ def convert_tfnet(conversion: Conversion) -> dict:
 # Network: a key that only it has, and the function that converts it.
 NETWORKS = {
     'ResNet': ('layer1.0.conv1.bias', convert_resnet),
-    'ShuffleNetV2':
-    ('features.0.branch_proj.0.weight', convert_shufflenet_v2),
+    'ShuffleNetV2': ('features.0.branch_proj.0.weight', convert_shufflenet_v2),
     'TFNet': ('features.0.acon.conv_frelu.weight', convert_tfnet),
 }
 

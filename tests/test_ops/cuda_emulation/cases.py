@@ -78,16 +78,16 @@ def check(operator, reference, x, parameters, layout='contiguous'):
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 @pytest.mark.parametrize('beta', BETAS)
 def test_acon(beta, shape, dtype, layout):
-    check(acon, acon_reference, sixteenths(shape, 0).to(dtype),
-          acon_parameters(shape, beta), layout)
+    check(acon, acon_reference,
+          sixteenths(shape, 0).to(dtype), acon_parameters(shape, beta), layout)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 def test_pwlu(shape, dtype, layout):
-    check(pwlu, pwlu_reference, sixteenths(shape, 0).to(dtype),
-          pwlu_parameters(shape), layout)
+    check(pwlu, pwlu_reference,
+          sixteenths(shape, 0).to(dtype), pwlu_parameters(shape), layout)
 
 
 def test_more_chunks_than_a_block_takes_at_once():
