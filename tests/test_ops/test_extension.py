@@ -230,7 +230,7 @@ def test_flop_counter_of_torch_knows_the_operators(activation, cost):
     from torch.utils.flop_counter import FlopCounterMode
     with FlopCounterMode(display=False) as counter:
         activation(4)(torch.randn(2, 4, 5, 5))
-    assert counter.get_total_flops() == 2 * cost * 100
+    assert counter.get_total_flops() == 2 * cost * 200
 
 
 @pytest.mark.parametrize('activation, cost', ((ACONC, 4), (PWLU, 2)))
