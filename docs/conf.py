@@ -18,8 +18,7 @@ include_patterns = [
 ]
 # Folders that need not be walked through.
 exclude_patterns = [
-    '.*', 'build', 'data', 'mm_acon/.mim', 'tests',
-    'work_dirs'
+    '.*', 'build', 'data', 'mm_acon/.mim', 'tests', 'work_dirs'
 ]
 
 extensions = [

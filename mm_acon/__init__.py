@@ -18,8 +18,8 @@ from mmengine.analysis.jit_handles import elementwise_flop_counter
 
 from .activations import (ACONA, ACONB, ACONC, APL, PAU, PWLU, ACONFReLU,
                           FReLU, LearnableActivation, MetaACON)
-from .checkpoints import SafeCheckpointHook, allow_mmengine_checkpoints
 from .adapt import adapt_mmengine
+from .checkpoints import SafeCheckpointHook, allow_mmengine_checkpoints
 from .engine import (ActivationOptimWrapperConstructor, ActivationSetupHook,
                      ActivationVisHook, ClassCountHook, PWLURealignHook,
                      find_widths)

@@ -17,8 +17,8 @@ from mmengine.config import Config
 from mmengine.config.utils import _get_cfg_metainfo
 
 import mm_acon
-from mm_acon.engine import package_configs
 from mm_acon.cli import add_config_options, prepare_config
+from mm_acon.engine import package_configs
 
 for library in ('mmdet', 'mmseg', 'mmpretrain'):
     pytest.importorskip(library)

@@ -3,8 +3,8 @@ from typing import Callable, List
 
 from torch import nn
 
-from ..swap.keys import (activations_of, is_of_activation, listed, prefixes_of)
 from ..compat import register_load_state_dict_pre_hook
+from ..swap.keys import activations_of, is_of_activation, listed, prefixes_of
 
 
 class FitCheck:

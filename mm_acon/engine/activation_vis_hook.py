@@ -8,8 +8,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
-from ..visualization import (Observer, choose_layers, curve_activations,
-                             scalars)
+from ..visualization import Observer, choose_layers, curve_activations, scalars
 
 
 @HOOKS.register_module()

@@ -5,7 +5,6 @@ from mmengine.hooks import Hook
 from torch import nn
 
 from mm_acon import PWLU, MetaACON
-
 from tests.helpers.toy import ToyModel, make_runner
 
 from .test_pwlu_realign_hook import logged

@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mm_acon import ACONC, PWLU, MetaACON
-from mm_acon.engine.activation_vis_hook import ActivationVisHook
 from mm_acon.cli import use_ranks_without_gpu
+from mm_acon.engine.activation_vis_hook import ActivationVisHook
 from tests.helpers.toy import BATCH, SAMPLES, make_runner
 
 ROOT = Path(__file__).parents[2]

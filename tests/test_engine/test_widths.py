@@ -11,9 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mm_acon import find_widths
-from mm_acon.engine.widths import (finding_widths, training_batch,
-                                   without_width)
-
+from mm_acon.engine.widths import finding_widths, training_batch, without_width
 from tests.helpers.toy import BATCH, ToyData, ToyModel, make_runner
 
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from mm_acon.ops import acon
-from tests.utils import (DTYPES, LAYOUTS, SHAPES, assert_near, run,
-                         with_layout)
+from tests.utils import DTYPES, LAYOUTS, SHAPES, assert_near, run, with_layout
 
 # With beta (p1 - p2) x = ln 3 the sigmoid is exactly 3/4. Here p1 = 1.5,
 # p2 = 0.5 and beta = ln 3, so D = (p1 - p2) x = x and y = x ln 3, and

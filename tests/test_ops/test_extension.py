@@ -14,8 +14,8 @@ from torch import nn
 
 import mm_acon
 from mm_acon import ACONC, PWLU, MetaACON
-from mm_acon.ops import acon, extension, pwlu, pwlu_reference, use_reference
 from mm_acon.compat import packages_distributions
+from mm_acon.ops import acon, extension, pwlu, pwlu_reference, use_reference
 from tests.conftest import BUILT
 from tests.utils import EXPORT, FLOP_FORMULA, OPCHECK, assert_near
 

@@ -9,8 +9,7 @@ from torch.autograd import gradcheck
 
 from mm_acon.ops import inference_table, pwlu, pwlu_table
 from mm_acon.ops.pwlu import MIN_WIDTH
-from tests.utils import (DTYPES, LAYOUTS, SHAPES, assert_near, run,
-                         with_layout)
+from tests.utils import DTYPES, LAYOUTS, SHAPES, assert_near, run, with_layout
 
 # One unit: bounds -1 and 1, Y = (0.5, -1, 2), K_L = -0.5, K_R = 4. Its two
 # intervals have length 1 and slopes -1.5 and 3. By hand from Table 1:

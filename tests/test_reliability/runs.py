@@ -21,17 +21,17 @@ from mmengine.hub import get_config
 from mmengine.model import (MMDistributedDataParallel, is_model_wrapper,
                             revert_sync_batchnorm)
 from mmengine.optim import OptimWrapper
-from mmengine.registry import (DATASETS, HOOKS, MODEL_WRAPPERS, OPTIM_WRAPPERS)
+from mmengine.registry import DATASETS, HOOKS, MODEL_WRAPPERS, OPTIM_WRAPPERS
 from mmengine.runner import FlexibleRunner
 from mmpretrain.structures import DataSample
 from torch.utils.data import Dataset
 
 from mm_acon import PWLU
-from mm_acon.datasets import demo_config
 from mm_acon.cli import build_runner
+from mm_acon.datasets import demo_config
 from mm_acon.swap.config import use_activation
 
-from .cells import (BACKENDS, BATCH, EPOCH, EPOCHS, PHASE1_ITERS, Cell, Kill)
+from .cells import BACKENDS, BATCH, EPOCH, EPOCHS, PHASE1_ITERS, Cell, Kill
 
 
 @DATASETS.register_module()

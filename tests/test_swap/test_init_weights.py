@@ -8,7 +8,6 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mm_acon import LearnableActivation, swap_activations
-
 from tests.helpers.backbones import BACKBONES, build, images
 
 NAMES = [

@@ -25,8 +25,8 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 import mm_acon  # noqa: F401  (registers)
-from mm_acon.deployment import compare_onnx, count_operators, export_onnx
 from mm_acon.cli import add_config_options, prepare_config
+from mm_acon.deployment import compare_onnx, count_operators, export_onnx
 
 
 class Features(nn.Module):

@@ -17,8 +17,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from mm_acon.models.shufflenet_v2 import longest_kept_first
 from mm_acon.compat import removeprefix
+from mm_acon.models.shufflenet_v2 import longest_kept_first
 
 # Depth: blocks per stage and convolutions per block.
 RESNETS = {

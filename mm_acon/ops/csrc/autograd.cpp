@@ -82,8 +82,7 @@ Gradients4 acon_backward_autograd(const Tensor& grad, const Tensor& x,
   return {r[0], r[1], r[2], r[3]};
 }
 
-using Gradients6 =
-    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Gradients6 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Tensor call_pwlu(const Tensor& x, const Tensor& points, const Tensor& left,
                  const Tensor& right, const Tensor& left_slope,
@@ -140,9 +139,9 @@ struct Pwlu : torch::autograd::Function<Pwlu> {
   }
 };
 
-Tensor pwlu_autograd(const Tensor& x, const Tensor& points,
-                     const Tensor& left, const Tensor& right,
-                     const Tensor& left_slope, const Tensor& right_slope) {
+Tensor pwlu_autograd(const Tensor& x, const Tensor& points, const Tensor& left,
+                     const Tensor& right, const Tensor& left_slope,
+                     const Tensor& right_slope) {
   return Pwlu::apply(x, points, left, right, left_slope, right_slope);
 }
 

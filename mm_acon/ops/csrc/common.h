@@ -72,8 +72,8 @@ inline void check_pwlu(const at::Tensor& x, const at::Tensor& points,
                        const at::Tensor& left_slope,
                        const at::Tensor& right_slope) {
   check_parameter(x, points, 2, "points");
-  TORCH_CHECK(points.size(1) >= 2, "mm_acon: points of shape ",
-              points.sizes(), " have no interval");
+  TORCH_CHECK(points.size(1) >= 2, "mm_acon: points of shape ", points.sizes(),
+              " have no interval");
   check_parameter(x, left_bound, 1, "left_bound");
   check_parameter(x, right_bound, 1, "right_bound");
   check_parameter(x, left_slope, 1, "left_slope");

@@ -2,8 +2,8 @@
 // itself at the foot of the file that implements it.
 #include <torch/library.h>
 
-#define PWLU_PARAMETERS                                                 \
-  "Tensor points, Tensor left_bound, Tensor right_bound, "              \
+#define PWLU_PARAMETERS                                    \
+  "Tensor points, Tensor left_bound, Tensor right_bound, " \
   "Tensor left_slope, Tensor right_slope"
 
 TORCH_LIBRARY(mm_acon, m) {

@@ -3,8 +3,8 @@
 // Every thread of a block is a fiber. A fiber runs until it waits for its warp
 // or block, in an order that changes, so that a missing barrier shows. A
 // barrier that not all threads reach, and an element of a tensor that is not
-// aligned or does not exist, are errors. All memory is NaN until it is written,
-// and lies between guards of NaN that are looked at when it is freed.
+// aligned or does not exist, are errors. All memory is NaN until it is
+// written, and lies between guards of NaN that are looked at when it is freed.
 #pragma once
 
 #include <c10/core/Allocator.h>
@@ -200,8 +200,8 @@ struct GuardedAllocator final : c10::Allocator {
     auto next = sizes.upper_bound(at);
     if (next == sizes.begin()) return false;
     const auto& [memory, size] = *--next;
-    const auto offset = static_cast<const char*>(at) -
-                        static_cast<const char*>(memory);
+    const auto offset =
+        static_cast<const char*>(at) - static_cast<const char*>(memory);
     return offset >= static_cast<ptrdiff_t>(kGuard) &&
            offset + bytes <= kGuard + size;
   }
@@ -219,7 +219,8 @@ inline void __syncthreads() { Emulator::get().wait(Emulator::kWaitsForBlock); }
 
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int offset) {
-  if (mask != 0xffffffff) Emulator::get().fail("a shuffle of a part of a warp");
+  if (mask != 0xffffffff)
+    Emulator::get().fail("a shuffle of a part of a warp");
   return Emulator::get().exchange(value, Emulator::get().lane() ^ offset);
 }
 

@@ -50,8 +50,7 @@ MM_ACON_CLONES void forward_block(const float* x, float* y, int n, float d,
   forward_loop<false>(x, y, n, d, p2, beta);
 }
 MM_ACON_CLONES void forward_block_pixel(const float* x, float* y, int n,
-                                        float d, float p2,
-                                        const float* beta) {
+                                        float d, float p2, const float* beta) {
   forward_loop<true>(x, y, n, d, p2, beta);
 }
 void forward_block(const double* x, double* y, int n, double d, double p2,
@@ -164,8 +163,7 @@ at::Tensor acon_cpu(const at::Tensor& input, const at::Tensor& p1,
             forward_block_pixel(from, to, length, d, p2_here,
                                 load(b_data + at, stride, length, b_buffer));
           } else {
-            forward_block(from, to, length, d, p2_here,
-                          parameters.beta(n, c));
+            forward_block(from, to, length, d, p2_here, parameters.beta(n, c));
           }
           store(to, y_data + at, stride, length);
         });
@@ -207,8 +205,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> acon_backward_cpu(
         const scalar_t* g_data = const_data<scalar_t>(grad);
         const T* b_data = const_data<T>(b);
         scalar_t* dx_data = mutable_data<scalar_t>(dx);
-        T* db_data = parameters.per_element ? mutable_data<T>(dbeta)
-                                            : nullptr;
+        T* db_data = parameters.per_element ? mutable_data<T>(dbeta) : nullptr;
         tiles.for_blocks([&](int64_t n, int64_t c, int64_t chunk, int64_t p,
                              int length) {
           T x_buffer[kBlock], g_buffer[kBlock], dx_buffer[kBlock];
@@ -218,14 +215,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> acon_backward_cpu(
           const T* g = load(g_data + at, stride, length, g_buffer);
           T* to = target(dx_data + at, stride, dx_buffer);
           const T p2_here = parameters.p2(c), d = parameters.p1(c) - p2_here;
-          double* row =
-              sums.data() +
-              ((n * view.channels + c) * tiles.chunks + chunk) * 3;
+          double* row = sums.data() +
+                        ((n * view.channels + c) * tiles.chunks + chunk) * 3;
           if (parameters.per_element) {
             T* to_beta = target(db_data + at, stride, db_buffer);
-            backward_block_pixel(
-                g, from, to, to_beta, length, d, p2_here,
-                load(b_data + at, stride, length, b_buffer), row);
+            backward_block_pixel(g, from, to, to_beta, length, d, p2_here,
+                                 load(b_data + at, stride, length, b_buffer),
+                                 row);
             store(to_beta, db_data + at, stride, length);
           } else {
             backward_block(g, from, to, length, d, p2_here,

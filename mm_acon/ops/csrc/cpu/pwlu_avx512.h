@@ -45,8 +45,8 @@ struct Finder {
   __m512 left, inverse, last;
 
   MM_ACON_AVX512 explicit Finder(const PwluPieces<float>& pieces)
-      : // Where the next piece starts. No comparison with NaN holds, so that
-        // nothing lies right of the last one.
+      :  // Where the next piece starts. No comparison with NaN holds, so that
+         // nothing lies right of the last one.
         next(pieces.knot + 1, pieces.last,
              std::numeric_limits<float>::quiet_NaN()),
         left(_mm512_set1_ps(pieces.left)),
@@ -60,9 +60,8 @@ struct Finder {
     position = _mm512_max_ps(position, _mm512_setzero_ps());
     position = _mm512_min_ps(position, last);
     const __m512i j = _mm512_cvttps_epi32(position);
-    return _mm512_mask_add_epi32(
-        j, _mm512_cmp_ps_mask(x, next[j], _CMP_GE_OQ), j,
-        _mm512_set1_epi32(1));
+    return _mm512_mask_add_epi32(j, _mm512_cmp_ps_mask(x, next[j], _CMP_GE_OQ),
+                                 j, _mm512_set1_epi32(1));
   }
 };
 
@@ -158,12 +157,12 @@ MM_ACON_AVX512 inline void backward(const float* grad, const float* x,
                        _mm512_mul_ps(g, _mm512_sub_ps(v, knot[j])));
       // Lanes behind the end belong to no piece.
       _mm512_storeu_si512(
-          piece + i, _mm512_mask_mov_epi32(_mm512_set1_epi32(-1),
-                                           lanes(step - i), j));
+          piece + i,
+          _mm512_mask_mov_epi32(_mm512_set1_epi32(-1), lanes(step - i), j));
     }
     for (int first = 0; first < count; first += kBins) {
-      add_to_bins<kBins>(piece, grad + at, moment, step, first, sums,
-                         moments, (first == 0 ? x : grad) + at + kStep);
+      add_to_bins<kBins>(piece, grad + at, moment, step, first, sums, moments,
+                         (first == 0 ? x : grad) + at + kStep);
     }
   }
   for (int j = 0; j < count; ++j) {

@@ -21,8 +21,7 @@ MM_ACON_HD void forward_loop(const T* x, T* y, int n, PwluPieces<T> pieces) {
 // numbers (g, g (x - knot)).
 template <typename T>
 MM_ACON_HD void backward_loop(const T* grad, const T* x, T* dx, int n,
-                              PwluPieces<T> pieces, int32_t* piece,
-                              T* pairs) {
+                              PwluPieces<T> pieces, int32_t* piece, T* pairs) {
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
     const int j = pieces.find(x[i]);
@@ -169,8 +168,7 @@ at::Tensor pwlu_cpu(const at::Tensor& input, const at::Tensor& points,
                     const at::Tensor& right_bound,
                     const at::Tensor& left_slope,
                     const at::Tensor& right_slope) {
-  check_pwlu(input, points, left_bound, right_bound, left_slope,
-             right_slope);
+  check_pwlu(input, points, left_bound, right_bound, left_slope, right_slope);
   at::Tensor x;
   View view;
   std::tie(x, view) = dense(input);
@@ -189,16 +187,16 @@ at::Tensor pwlu_cpu(const at::Tensor& input, const at::Tensor& points,
         const int64_t stride = tiles.stride();
         const scalar_t* x_data = const_data<scalar_t>(x);
         scalar_t* y_data = mutable_data<scalar_t>(y);
-        tiles.for_blocks([&](int64_t n, int64_t c, int64_t, int64_t p,
-                             int length) {
-          T x_buffer[kBlock], y_buffer[kBlock];
-          const int64_t at = tiles.offset(n, c, p);
-          const T* from = load(x_data + at, stride, length, x_buffer);
-          T* to = target(y_data + at, stride, y_buffer);
-          forward_block(from, to, length,
-                        PwluPieces<T>(tables.data() + c * row, intervals));
-          store(to, y_data + at, stride, length);
-        });
+        tiles.for_blocks(
+            [&](int64_t n, int64_t c, int64_t, int64_t p, int length) {
+              T x_buffer[kBlock], y_buffer[kBlock];
+              const int64_t at = tiles.offset(n, c, p);
+              const T* from = load(x_data + at, stride, length, x_buffer);
+              T* to = target(y_data + at, stride, y_buffer);
+              forward_block(from, to, length,
+                            PwluPieces<T>(tables.data() + c * row, intervals));
+              store(to, y_data + at, stride, length);
+            });
       });
   return y;
 }
@@ -209,8 +207,7 @@ pwlu_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                   const at::Tensor& points, const at::Tensor& left_bound,
                   const at::Tensor& right_bound, const at::Tensor& left_slope,
                   const at::Tensor& right_slope) {
-  check_pwlu(input, points, left_bound, right_bound, left_slope,
-             right_slope);
+  check_pwlu(input, points, left_bound, right_bound, left_slope, right_slope);
   at::Tensor x;
   View view;
   std::tie(x, view) = dense(input);
@@ -225,9 +222,8 @@ pwlu_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
         const int64_t units = parameters.units, bins = 2 * (intervals + 2);
         const Tiles<scalar_t> tiles(view);
         const int64_t rows = view.samples * tiles.chunks;
-        const at::Tensor sums =
-            at::empty({view.channels, rows, bins},
-                      c10::CppTypeToScalarType<T>::value);
+        const at::Tensor sums = at::empty({view.channels, rows, bins},
+                                          c10::CppTypeToScalarType<T>::value);
         T* sums_data = mutable_data<T>(sums);
         const std::vector<T> tables = parameters.tables();
         const int64_t table_size = PwluPieces<T>::table_size(intervals);
@@ -244,8 +240,7 @@ pwlu_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
             const T* from = load(x_data + at, stride, length, x_buffer);
             const T* g = load(g_data + at, stride, length, g_buffer);
             T* to = target(dx_data + at, stride, dx_buffer);
-            T* sum =
-                sums_data + (c * rows + n * tiles.chunks + chunk) * bins;
+            T* sum = sums_data + (c * rows + n * tiles.chunks + chunk) * bins;
             if (p == chunk * kChunk) std::fill(sum, sum + bins, T(0));
             backward_block(g, from, to, length,
                            PwluPieces<T>(tables.data() + c * row, intervals),

@@ -15,9 +15,8 @@
 // when the library is loaded.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && \
     !defined(__clang__) && __GNUC__ >= 12
-#define MM_ACON_CLONES                                                  \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3",      \
-                               "default")))
+#define MM_ACON_CLONES \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define MM_ACON_CLONES
 #endif
@@ -49,8 +48,8 @@ struct Tiles {
                           : std::is_same_v<scalar_t, math_t<scalar_t>>
                               ? kChunk
                               : kBlock;
-    const int64_t tile_size = std::min(kChunk, std::max<int64_t>(
-        view.inner, 1)) * width;
+    const int64_t tile_size =
+        std::min(kChunk, std::max<int64_t>(view.inner, 1)) * width;
     const int64_t grain = std::max<int64_t>(1, 32768 / tile_size);
     at::parallel_for(0, count(), grain, [&](int64_t first, int64_t end) {
       int64_t chunk = first % chunks, group = first / chunks % groups;
@@ -60,8 +59,8 @@ struct Tiles {
         const int64_t to = std::min(view.channels, from + width);
         const int64_t stop = std::min(view.inner, (chunk + 1) * kChunk);
         for (int64_t p = chunk * kChunk; p < stop; p += block) {
-          const int length = static_cast<int>(std::min<int64_t>(
-              block, stop - p));
+          const int length =
+              static_cast<int>(std::min<int64_t>(block, stop - p));
           for (int64_t c = from; c < to; ++c) f(sample, c, chunk, p, length);
         }
         // Counted up: on small maps divisions would cost as much as f.

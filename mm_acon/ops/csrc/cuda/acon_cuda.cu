@@ -55,8 +55,9 @@ struct AconBody {
       p2[k] = numbers.p2[c * numbers.p2_step];
       d[k] = numbers.p1[c * numbers.p1_step] - p2[k];
       if constexpr (!kPixel) {
-        beta[k] = numbers.beta[sample * numbers.sample_step +
-                               c * numbers.channel_step];
+        beta[k] =
+            numbers
+                .beta[sample * numbers.sample_step + c * numbers.channel_step];
       }
     }
   }
@@ -108,8 +109,7 @@ struct AconBody {
 template <typename scalar_t, bool kPixel, bool kBackward>
 __global__ void __launch_bounds__(kAconThreads)
     acon_rows(Rows rows, AconArrays<scalar_t> arrays,
-              AconNumbers<math_t<scalar_t>> numbers,
-              math_t<scalar_t>* sums) {
+              AconNumbers<math_t<scalar_t>> numbers, math_t<scalar_t>* sums) {
   const int64_t index =
       (static_cast<int64_t>(blockIdx.x) * kAconThreads + threadIdx.x) >>
       rows.log2_lanes;
@@ -207,29 +207,26 @@ AconGradients acon_run(const at::Tensor& grad, const at::Tensor& x,
       beta.dim() > 2 ||
       (x.dim() == 2 && beta.dim() == 2 && beta.sizes() == x.sizes());
   const bool per_sample = beta.dim() == 2 && !per_element;
-  const bool single_unit = p1.size(0) == 1 && p2.size(0) == 1 &&
-                           (per_element || beta.size(0) == 1);
+  const bool single_unit =
+      p1.size(0) == 1 && p2.size(0) == 1 && (per_element || beta.size(0) == 1);
   const View view = per_sample ? shape : merge_samples(shape, single_unit);
 
   const at::Tensor numbers_p1 = p1.to(type).contiguous();
   const at::Tensor numbers_p2 = p2.to(type).contiguous();
-  const at::Tensor b = per_element ? like(beta.to(type), x, shape)
-                                   : beta.to(type).contiguous();
+  const at::Tensor b =
+      per_element ? like(beta.to(type), x, shape) : beta.to(type).contiguous();
   at::Tensor dbeta = per_element && kBackward
                          ? at::empty_like(x, x.options().dtype(type))
                          : at::Tensor();
-  const AconNumbers<T> numbers{const_data<T>(numbers_p1),
-                               const_data<T>(numbers_p2),
-                               const_data<T>(b),
-                               p1.size(0) == 1 ? 0 : 1,
-                               p2.size(0) == 1 ? 0 : 1,
-                               per_sample ? beta.size(1) : 0,
-                               beta.size(-1) == 1 ? 0 : 1};
+  const AconNumbers<T> numbers{
+      const_data<T>(numbers_p1), const_data<T>(numbers_p2),
+      const_data<T>(b),          p1.size(0) == 1 ? 0 : 1,
+      p2.size(0) == 1 ? 0 : 1,   per_sample ? beta.size(1) : 0,
+      beta.size(-1) == 1 ? 0 : 1};
   const AconArrays<scalar_t> arrays{
       const_data<scalar_t>(x),
       kBackward ? const_data<scalar_t>(grad) : nullptr,
-      mutable_data<scalar_t>(out),
-      per_element ? const_data<T>(b) : nullptr,
+      mutable_data<scalar_t>(out), per_element ? const_data<T>(b) : nullptr,
       dbeta.defined() ? mutable_data<T>(dbeta) : nullptr};
   const bool vectors = aligned({arrays.x, arrays.grad, arrays.out,
                                 arrays.pixel_beta, arrays.pixel_dbeta});
@@ -305,9 +302,8 @@ at::Tensor acon_cuda(const at::Tensor& input, const at::Tensor& p1,
   const at::Tensor y = at::empty_like(x);
   if (x.numel() == 0) return y;
   AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, x.scalar_type(), "acon", [&] {
-        acon_run<scalar_t, false>({}, x, p1, p2, beta, shape, y);
-      });
+      at::kHalf, at::kBFloat16, x.scalar_type(), "acon",
+      [&] { acon_run<scalar_t, false>({}, x, p1, p2, beta, shape, y); });
   return y;
 }
 

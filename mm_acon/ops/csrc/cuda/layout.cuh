@@ -35,9 +35,9 @@ __device__ __forceinline__ void check_access(const void*, size_t) {}
 // The most shared memory that a block can have.
 inline int64_t shared_limit() {
   int bytes = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(
-      &bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-      c10::cuda::current_device()));
+  C10_CUDA_CHECK(
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                             c10::cuda::current_device()));
   return bytes;
 }
 
@@ -52,7 +52,7 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads,
         static_cast<int>(shared)));
   }
   kernel<<<static_cast<unsigned>(blocks), threads, shared,
-           c10::cuda::getCurrentCUDAStream()>>>(arguments...);
+           c10::cuda::getCurrentCUDAStream()> > >(arguments...);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -119,9 +119,8 @@ inline bool aligned(std::initializer_list<const void*> pointers) {
 // there are enough for all threads, that is done without branches, so that the
 // compiler can mix the vectors' instructions.
 template <int V, typename Body>
-__device__ __forceinline__ void walk(Body& body, int64_t begin,
-                                     int64_t stride, int first, int count,
-                                     int step) {
+__device__ __forceinline__ void walk(Body& body, int64_t begin, int64_t stride,
+                                     int first, int count, int step) {
   constexpr int kInFlight =
       std::clamp<int>(Body::kInFlight / (V * Body::kBytes), 1, 8);
   const int64_t jump = step * stride;
@@ -158,8 +157,7 @@ struct Rows {
             ceil_div(ceil_div(inner, ceil_div(inner, longest)), 16) * 16)),
         chunks(ceil_div(inner, length)),
         aligned(aligned) {
-    const int64_t vectors =
-        ceil_div(std::min<int64_t>(inner, length), vector);
+    const int64_t vectors = ceil_div(std::min<int64_t>(inner, length), vector);
     while (lanes() < kWarp && lanes() < vectors) ++log2_lanes;
   }
 
@@ -215,8 +213,7 @@ struct Pixels {
     // there are blocks for all of the GPU.
     const int step = warps * per_warp;
     const int64_t fair = ceil_div(samples * inner * tiles, 1024 * step);
-    length = static_cast<int>(
-        std::clamp<int64_t>(fair, 8, longest) * step);
+    length = static_cast<int>(std::clamp<int64_t>(fair, 8, longest) * step);
     chunks = ceil_div(inner, length);
   }
 
@@ -255,9 +252,9 @@ struct Place {
                      static_cast<int>(blockDim.x / kWarp) * pixels.per_warp);
   }
 
-  int warp, lane, group;   // group: of K channels, within the tile
-  int64_t first_channel;   // of the tile
-  int64_t channel;         // of the lane
+  int warp, lane, group;  // group: of K channels, within the tile
+  int64_t first_channel;  // of the tile
+  int64_t channel;        // of the lane
   int64_t segment, sample;
   int64_t begin;
   int first, count;

@@ -19,9 +19,9 @@ constexpr int64_t kShared = 56 * 1024;
 
 // The pieces of one channel in shared memory, kStride apart: the tables of
 // several channels lie side by side, so that every lane of a warp reads from
-// its own bank. With kStride = 1 all lanes share a table, and 3 numbers a piece
-// put up to 32 pieces in different banks. After the last piece stands a knot
-// that is NaN, past which no x lies; then 1 / length.
+// its own bank. With kStride = 1 all lanes share a table, and 3 numbers a
+// piece put up to 32 pieces in different banks. After the last piece stands a
+// knot that is NaN, past which no x lies; then 1 / length.
 template <typename T, int kStride>
 struct PwluTable {
   PwluTable() = default;
@@ -108,7 +108,8 @@ struct alignas(2 * sizeof(T)) Bin {
 };
 
 // A block's shared memory: bins of every thread, [bin][thread], so that the
-// lanes of a warp never want the same bank, whatever their pieces; then tables.
+// lanes of a warp never want the same bank, whatever their pieces; then
+// tables.
 template <typename T>
 struct Shared {
   __device__ __forceinline__ explicit Shared(int bins_of_thread)
@@ -138,11 +139,9 @@ struct PwluBody {
   };
 
   __device__ __forceinline__ PwluBody(const PwluArrays<scalar_t>& arrays,
-                                      const Shared<T>& shared,
-                                      const T* tables, int pieces)
-      : arrays(arrays),
-        bins(shared.bins + threadIdx.x),
-        threads(blockDim.x) {
+                                      const Shared<T>& shared, const T* tables,
+                                      int pieces)
+      : arrays(arrays), bins(shared.bins + threadIdx.x), threads(blockDim.x) {
 #pragma unroll
     for (int k = 0; k < kUnits; ++k) {
       table[k] = {tables + k * kWarp, pieces};
@@ -306,9 +305,9 @@ __global__ void __launch_bounds__(kBackward ? kBackwardThreads
     __syncthreads();
     const int64_t left = pixels.channels - place.first_channel;
     for (int c = place.warp; c < pixels.width * K && c < left; c += warps) {
-      T* to = sums + ((place.first_channel + c) * pixels.chunks +
-                      place.segment) *
-                         2 * pieces;
+      T* to =
+          sums + ((place.first_channel + c) * pixels.chunks + place.segment) *
+                     2 * pieces;
       for (int i = place.lane; i < 2 * pieces; i += kWarp) {
         to[i] = turned[c * row + i];
       }
@@ -349,10 +348,10 @@ __global__ void __launch_bounds__(1024)
 void check_shared(int64_t bytes, int pieces) {
   if (bytes <= 48 * 1024) return;
   const int64_t limit = shared_limit();
-  TORCH_CHECK(bytes <= limit, "pwlu with N = ", pieces - 2,
-              " intervals needs ", bytes, " bytes of shared memory, and a ",
-              "block on this GPU has ", limit, "; write num_intervals=",
-              pieces * limit / bytes - 2, " or less.");
+  TORCH_CHECK(
+      bytes <= limit, "pwlu with N = ", pieces - 2, " intervals needs ", bytes,
+      " bytes of shared memory, and a ", "block on this GPU has ", limit,
+      "; write num_intervals=", pieces * limit / bytes - 2, " or less.");
 }
 
 // y, or dx and the sums for pwlu_finish.
@@ -443,8 +442,7 @@ at::Tensor pwlu_cuda(const at::Tensor& input, const at::Tensor& points,
                      const at::Tensor& right_bound,
                      const at::Tensor& left_slope,
                      const at::Tensor& right_slope) {
-  check_pwlu(input, points, left_bound, right_bound, left_slope,
-             right_slope);
+  check_pwlu(input, points, left_bound, right_bound, left_slope, right_slope);
   const DeviceGuard guard(input.device());
   at::Tensor x;
   View shape;
@@ -456,8 +454,7 @@ at::Tensor pwlu_cuda(const at::Tensor& input, const at::Tensor& points,
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, x.scalar_type(), "pwlu", [&] {
         const PwluParameters<math_t<scalar_t>> parameters(given);
-        const PwluArrays<scalar_t> arrays{const_data<scalar_t>(x),
-                                          nullptr,
+        const PwluArrays<scalar_t> arrays{const_data<scalar_t>(x), nullptr,
                                           mutable_data<scalar_t>(y)};
         pwlu_run<false>(arrays, merge_samples(shape, parameters.units == 1),
                         parameters.numbers, x);
@@ -469,11 +466,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
            at::Tensor>
 pwlu_backward_cuda(const at::Tensor& grad_output, const at::Tensor& input,
                    const at::Tensor& points, const at::Tensor& left_bound,
-                   const at::Tensor& right_bound,
-                   const at::Tensor& left_slope,
+                   const at::Tensor& right_bound, const at::Tensor& left_slope,
                    const at::Tensor& right_slope) {
-  check_pwlu(input, points, left_bound, right_bound, left_slope,
-             right_slope);
+  check_pwlu(input, points, left_bound, right_bound, left_slope, right_slope);
   const DeviceGuard guard(input.device());
   at::Tensor x;
   View shape;
@@ -498,9 +493,9 @@ pwlu_backward_cuda(const at::Tensor& grad_output, const at::Tensor& input,
         if (x.numel() == 0) {
           for (at::Tensor& gradient : to) gradient.zero_();
         } else {
-          const PwluArrays<scalar_t> arrays{
-              const_data<scalar_t>(x), const_data<scalar_t>(grad),
-              mutable_data<scalar_t>(dx)};
+          const PwluArrays<scalar_t> arrays{const_data<scalar_t>(x),
+                                            const_data<scalar_t>(grad),
+                                            mutable_data<scalar_t>(dx)};
           const at::Tensor sums = pwlu_run<true>(
               arrays, merge_samples(shape, parameters.units == 1), numbers, x);
           const int64_t segments = sums.size(1), width = sums.size(2);
@@ -511,8 +506,7 @@ pwlu_backward_cuda(const at::Tensor& grad_output, const at::Tensor& input,
               numbers.table_size() * sizeof(T);
           check_shared(shared, numbers.pieces);
           launch(pwlu_finish<T>, parameters.units, threads, shared,
-                 const_data<T>(sums), segments, numbers,
-                 gradients);
+                 const_data<T>(sums), segments, numbers, gradients);
         }
       });
   for (int i = 0; i < 5; ++i) to[i] = fit(to[i], given[i]);
