@@ -20,13 +20,14 @@ class _SpatialMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         ctx.shape = x.shape
-        return x.flatten(2).mean(2)
+        rows = x.flatten(2)
+        ctx.area = rows.shape[2]
+        return rows.mean(2)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        area = ctx.shape[2:].numel()
-        return (grad / area).view(*grad.shape, *[1] *
-                                  (len(ctx.shape) - 2)).expand(ctx.shape)
+        ones = [1] * (len(ctx.shape) - 2)
+        return (grad / ctx.area).view(*grad.shape, *ones).expand(ctx.shape)
 
 
 @MODELS.register_module(name=['MetaACON', 'MetaAconC'])

@@ -29,9 +29,8 @@ NAMES = {
     'FReLU': mm_acon.FReLU,
     'ACONFReLU': mm_acon.ACONFReLU,
 }
-# Those with convolutions or matrix products of their own.
-LAYERS = ('MetaACON', 'MetaACON-BN', 'MetaACON-depthwise',
-          'MetaACON-depthwise-BN', *FUNNELS)
+# Those with convolutions, matrix products or norms of their own.
+LAYERS = ('MetaACON', 'MetaACON-BN', 'MetaACON-depthwise-BN', *FUNNELS)
 EVERY = pytest.mark.parametrize('name', ACTIVATIONS)
 # What a checkpoint of each holds, in this order.
 NORM = ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']

@@ -6,7 +6,12 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #define MM_ACON_HAS_AVX512_PATH 1
 
+// GCC before 13 warns of registers that its own intrinsics leave undefined on
+// purpose, where they are inlined.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 
 #include "../pwlu_math.h"
 
