@@ -3,6 +3,7 @@ from importlib import metadata
 
 import pytest
 import torch
+import torch._dynamo
 from torch import nn
 
 from mm_acon import compat
@@ -13,12 +14,12 @@ def test_register_fake(missing, monkeypatch):
     """Shapes of an operator that has a CPU kernel alone."""
     for name in missing:
         monkeypatch.delattr(torch.library, name, raising=False)
-    name = f'mm_acon_test::halves_{len(missing)}'
-    library = torch.library.Library('mm_acon_test', 'FRAGMENT')
-    library.define(f'halves_{len(missing)}(Tensor x) -> Tensor')
-    compat.register_fake(name)(lambda x: x.new_empty(x.shape[0] // 2))
-    operator = getattr(torch.ops.mm_acon_test, f'halves_{len(missing)}')
-    y = operator(torch.empty(6, device='meta'))
+    namespace = f'mm_acon_test_{len(missing)}'
+    library = torch.library.Library(namespace, 'DEF')
+    library.define('halves(Tensor x) -> Tensor')
+    compat.register_fake(f'{namespace}::halves')(
+        lambda x: x.new_empty(x.shape[0] // 2))
+    y = getattr(torch.ops, namespace).halves(torch.empty(6, device='meta'))
     assert (y.shape, y.device.type) == ((3, ), 'meta')
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.config import Config

@@ -19,7 +19,7 @@ from mm_acon import ACONA, ACONC, PWLU, LearnableActivation, MetaACON
 from mm_acon.activations import keep_start
 from mm_acon.activations.base import InnerConv, apply_norm
 from mm_acon.activations.empty import UnknownWidthError
-from tests.utils import ACTIVATIONS, assert_near
+from tests.utils import ACTIVATIONS, ASSIGN, assert_near
 
 EVERY = pytest.mark.parametrize('name', ACTIVATIONS)
 WIDTH_MATTERS = [
@@ -127,6 +127,7 @@ def test_state_dict_inside_a_model(name):
     assert torch.equal(model.eval()(images(2, 3, 7, 7)), y)
 
 
+@ASSIGN
 @EVERY
 def test_assigned_state_dict(name):
     source, activation = trained(name), lazy(name).eval()

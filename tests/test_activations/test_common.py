@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import torch._dynamo
 from mmcv.cnn import ConvModule
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
@@ -12,7 +13,7 @@ from torch.autograd import gradcheck
 
 import mm_acon
 from mm_acon import LearnableActivation
-from tests.utils import (ACTIVATIONS, FUNNELS, HALF_ON_CPU, LAYOUTS,
+from tests.utils import (ACTIVATIONS, ASSIGN, FUNNELS, HALF_ON_CPU, LAYOUTS,
                          assert_near, run, with_layout)
 
 NAMES = {
@@ -29,8 +30,9 @@ NAMES = {
     'FReLU': mm_acon.FReLU,
     'ACONFReLU': mm_acon.ACONFReLU,
 }
-# Those with convolutions, matrix products or norms of their own.
-LAYERS = ('MetaACON', 'MetaACON-BN', 'MetaACON-depthwise-BN', *FUNNELS)
+# Those with convolutions, matrix products or means of their own.
+LAYERS = ('MetaACON', 'MetaACON-BN', 'MetaACON-depthwise',
+          'MetaACON-depthwise-BN', *FUNNELS)
 EVERY = pytest.mark.parametrize('name', ACTIVATIONS)
 # What a checkpoint of each holds, in this order.
 NORM = ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
@@ -322,6 +324,7 @@ def test_copies(name):
             for p, q in zip(copied.parameters(), activation.parameters()))
 
 
+@ASSIGN
 @EVERY
 def test_load_with_assign(name):
     activation = build(name).eval()
@@ -383,6 +386,6 @@ def test_compiles(name):
     """One graph without a break."""
     activation = build(name).eval()
     x = images(2, 4, 5, 6)
-    torch.compiler.reset()
+    torch._dynamo.reset()
     compiled = torch.compile(activation, backend='eager', fullgraph=True)
     torch.testing.assert_close(compiled(x), activation(x))

@@ -4,6 +4,7 @@ import io
 
 import pytest
 import torch
+import torch._dynamo
 from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.model import (ExponentialMovingAverage, convert_sync_batchnorm,
                             revert_sync_batchnorm)
