@@ -81,9 +81,9 @@ def test_build_without_a_compiler(sdist, tmp_path):
     with pytest.raises(
             AssertionError,
             match=re.escape(
-                "there is no compiler 'no-such-compiler -O2': install g++, name "
-                'yours with CXX=..., or set MM_ACON_WITH_OPS=0 to build without, '
-                'which is several times slower.')):
+                "there is no compiler 'no-such-compiler -O2': install g++, "
+                'name yours with CXX=..., or set MM_ACON_WITH_OPS=0 to build '
+                'without, which is several times slower.')):
         call(folder, 'setup.py', 'build_ext', CXX='no-such-compiler -O2')
 
 

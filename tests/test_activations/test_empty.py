@@ -62,8 +62,8 @@ def test_is_not_put_together_with_numbers(use):
     for x in (torch.ones(3), torch.ones(1)):
         with pytest.raises(
                 UnknownWidthError,
-                match=r'\(\) of a tensor and of a parameter without a size: an '
-                r'activation has met no input that tells its width.*'
+                match=r'\(\) of a tensor and of a parameter without a size: '
+                r'an activation has met no input that tells its width.*'
                 r'find_widths'):
             use(empty(3), x)
     use(empty(3), torch.empty(0))

@@ -185,8 +185,8 @@ def test_report_is_logged(log):
         (dict(include=3), ValueError,
          'expects include to be regular expressions, got 3: '),
         (dict(replace='GELU'), ValueError,
-         r"expects replace to name activations of the module, got 'GELU'; there "
-         r"are ReLU. Write replace=\['ReLU'\]"),
+         r"expects replace to name activations of the module, got 'GELU'; "
+         r"there are ReLU. Write replace=\['ReLU'\]"),
         *((dict(replace=replace), ValueError,
            'expects replace to be the name of a type, or several, such as '
            r"\['ReLU', 'SiLU'\], got ") for replace in (None, [], 3, nn.ReLU)),
@@ -208,8 +208,8 @@ def test_report_is_logged(log):
         (dict(sample_input=(1, 9, 8, 8)), RuntimeError,
          r'Block could not be run .*\[\(1, 9, 8, 8\)\].*write sample_input='),
         *((dict(sample_input=sample), ValueError,
-           r'sample_input expects the shape of an input, \(1, channels, height, '
-           r'width\), or input tensors, got ')
+           r'sample_input expects the shape of an input, \(1, channels, '
+           r'height, width\), or input tensors, got ')
           for sample in ('big', 7, (), (1, 3, -1, 8),
                          (1.5, 3, 8, 8), [torch.zeros(1, 3, 8, 8), 4])),
     ])
@@ -530,14 +530,16 @@ def test_backbone_of_a_config(make, mmdet_scope):
                 type='SwapActivations',
                 backbone=dict(SMALL),
                 swap=dict(act_cfg=dict(type='PWLU')))), ValueError,
-         "got 'ReLU'; there are PWLU. PWLU came with an earlier swap, or with an "
-         r"act_cfg: leave one of the two out, or write replace=\['PWLU'\]"),
+         "got 'ReLU'; there are PWLU. PWLU came with an earlier swap, or with "
+         r"an act_cfg: leave one of the two out, or write "
+         r"replace=\['PWLU'\] in swap"),
         # A whole detector takes more than images.
         (dict(backbone=dict(type=NeedsTwo)), RuntimeError,
          r"NeedsTwo could not be run .* missing 1 required .* 'metas', and .*"
-         r'write sample_input=\(1, channels, height, width\) with a shape that it '
-         'takes, or pass the input tensors. Of a detector that takes more than '
-         'images swap the backbone alone'),
+         r'write sample_input=\(1, channels, height, width\) in swap, with a '
+         r'shape that it takes \(--cfg-options model.backbone.swap.sample_input='
+         r'"\(1,3,64,64\)"\), or in Python pass the input tensors. Of a '
+         'detector that takes more than images swap the backbone alone'),
     ])
 def test_errors_in_configs(arguments, error, text):
     config = dict(dict(type='SwapActivations', swap=RULE), **arguments)

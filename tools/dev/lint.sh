@@ -12,7 +12,7 @@ run python -m ruff check .
 run python -m vermin --quiet --target=3.8- --violations --no-tips \
   --exclude long setup.py docs mm_acon tests tools
 run python -m isort --check-only --diff --quiet .
-run python -m yapf --parallel --recursive --diff .
+run python -m yapf --parallel --recursive --diff mm_acon tools tests configs setup.py docs/conf.py
 run find mm_acon tests -regex '.*\.\(cpp\|h\|cu\|cuh\)' \
   -exec clang-format --dry-run --Werror {} +
 # bash -n would read the first file alone.
