@@ -4,8 +4,14 @@ Each entry says with which version it goes. Nothing else in the package asks
 for a version, or whether a name exists; what differs in C++ is in
 ops/csrc/compat.h.
 """
+import _compat_pickle
+import os
+import pickle
+import zipfile
+from contextlib import contextmanager
 from importlib import metadata
-from typing import Callable, Dict, Iterator, List, Sequence
+from types import SimpleNamespace
+from typing import Any, Callable, Dict, Iterator, List, Sequence
 
 import torch
 from torch import nn
@@ -89,3 +95,97 @@ def strict_zip(*sequences: Sequence) -> Iterator[tuple]:
 def removeprefix(text: str, prefix: str) -> str:
     """``text.removeprefix(prefix)``; goes with Python 3.9."""
     return text[len(prefix):] if text.startswith(prefix) else text
+
+
+# Before torch 2.6 its own weights_only cannot be told what else is harmless
+# (2.4: but by the name that an object has here). An unpickler of Python that
+# knows the same names takes its place there; all below goes with torch 2.6.
+_KNOWS_SAFE_GLOBALS = tuple(map(int,
+                                torch.__version__.split('.')[:2])) >= (2, 6)
+_SAFE_GLOBALS: Dict[str, Any] = {}
+_torch_load = torch.load
+
+
+def add_safe_globals(objects: List[Any]) -> None:
+    """``torch.serialization.add_safe_globals``.
+
+    Args:
+        objects: Classes and functions, or pairs of one and the name under
+            which files have it.
+    """
+    if _KNOWS_SAFE_GLOBALS:
+        torch.serialization.add_safe_globals(objects)
+        return
+    for item in objects:
+        value, name = item if isinstance(
+            item, tuple) else (item, f'{item.__module__}.{item.__qualname__}')
+        _SAFE_GLOBALS[name] = value
+
+
+class _Unpickler(pickle.Unpickler):
+    """Python's, which finds nothing but what is known to be harmless."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        # As Python renames what the protocol of torch.save is older than.
+        module, name = _compat_pickle.NAME_MAPPING.get(
+            (module, name),
+            (_compat_pickle.IMPORT_MAPPING.get(module, module), name))
+        full = f'{module}.{name}'
+        known = torch._weights_only_unpickler._get_allowed_globals()
+        harmless = ('set', 'frozenset', 'bytes', 'bytearray', 'complex')
+        if module == 'builtins' and name in harmless or (full
+                                                         == '_codecs.encode'):
+            return super().find_class(module, name)
+        for names in (_SAFE_GLOBALS, known):
+            if full in names:
+                return names[full]
+        raise pickle.UnpicklingError(
+            f'Unsupported global: GLOBAL {full} was not an allowed global by '
+            'default')
+
+
+def _load_restricted(file, map_location=None, *unused, **kwargs) -> Any:
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(
+                    name.endswith('/constants.pkl')
+                    for name in archive.namelist()):
+                # torch.load would hand it on to torch.jit.load.
+                raise pickle.UnpicklingError('a TorchScript program')
+    if hasattr(file, 'seek'):
+        file.seek(0)
+    pickle_module = SimpleNamespace(
+        __name__='pickle',
+        Unpickler=_Unpickler,
+        load=lambda *args, **kwargs: _Unpickler(*args, **kwargs).load())
+    return _torch_load(file, map_location, pickle_module)
+
+
+def load_weights(file, map_location=None) -> Any:
+    """``torch.load(file, map_location, weights_only=True)``."""
+    if _KNOWS_SAFE_GLOBALS:
+        return torch.load(file, map_location, weights_only=True)
+    return _load_restricted(file, map_location)
+
+
+@contextmanager
+def only_weights() -> Iterator[None]:
+    """Every ``torch.load`` in it unpickles only what is harmless.
+
+    Whatever its callers pass, or do not pass, as ``weights_only``, and
+    whatever torch's own environment variables say.
+    """
+    names = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+    before = {name: os.environ.pop(name, None) for name in names}
+    if _KNOWS_SAFE_GLOBALS:
+        os.environ[names[0]] = '1'
+    else:
+        torch.load = _load_restricted
+    try:
+        yield
+    finally:
+        if _KNOWS_SAFE_GLOBALS:
+            del os.environ[names[0]]
+        else:
+            torch.load = _torch_load
+        os.environ.update({k: v for k, v in before.items() if v is not None})

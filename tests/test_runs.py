@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from mm_acon.cli import load_config
-from mm_acon.datasets import demo_config
+from mm_acon.demo import demo_config
+from tests.utils import needs_torch
 
 ROOT = Path(__file__).parents[1]
 for library in ('mmseg', 'mmpretrain'):
@@ -205,3 +206,32 @@ def test_run_is_killed_resumed_and_tested(make, tmp_path):
     metrics = json.loads(
         call('test.py', tmp_path, *arguments).splitlines()[-1])
     assert metrics
+
+
+# What MMDetection's tools/train.py does, and nothing of this package's tools.
+PLAIN_TOOL = '''
+import sys
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+cfg = Config.fromfile('config.py')
+cfg.work_dir = 'plain'
+cfg.train_cfg.max_iters = int(sys.argv[1])
+cfg.param_scheduler = None
+cfg.resume = len(sys.argv) > 2
+Runner.from_cfg(cfg).train()
+'''
+
+
+@needs_torch('2.6', 'reads what mmengine wrote without being told')
+def test_other_tools_train_save_and_resume(tmp_path):
+    written(one_cycle, tmp_path)
+    (tmp_path / 'plain_tool.py').write_text(PLAIN_TOOL)
+    for arguments in (['2'], ['4', 'resume']):
+        call(tmp_path / 'plain_tool.py', tmp_path, *arguments)
+    log = sorted((tmp_path / 'plain').glob('*/*.log'))[-1].read_text()
+    assert 'resumed epoch: 0, iter: 2' in log
+    # By mmengine's own hook, whose file the tools read too.
+    weights = torch.load(
+        tmp_path / 'plain/iter_4.pth', weights_only=True)['state_dict']
+    assert {int(weights[k]) for k in weights if k.endswith('.phase')} == {2}

@@ -14,6 +14,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, find_latest_checkpoint
 
+from ..compat import load_weights
 from ..swap.keys import bring_up
 from .fit import FitCheck, for_resume, for_test, for_training
 from .guard import unpickling_reason
@@ -146,7 +147,7 @@ class SafeCheckpointHook(CheckpointHook):
             torch.save(checkpoint.get(name), written)
             written.seek(0)
             try:
-                torch.load(written, weights_only=True)
+                load_weights(written)
             except pickle.UnpicklingError as error:
                 print_log(
                     f'{name!r} of the checkpoints of this run holds what is '

@@ -1,23 +1,15 @@
 """Reads checkpoints without running code that they bring."""
 import functools
-import os
 import pickle
 from argparse import Namespace
-from contextlib import contextmanager
-from typing import Callable, Iterator
+from typing import Callable
 
 import numpy as np
-import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
-from ..compat import numpy_multiarray
-
-# Names of torch's environment variables, either of which overrules what
-# mmengine's loaders pass, or do not pass, to torch.load.
-_ONLY_WEIGHTS = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
-_NOT_ONLY_WEIGHTS = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+from ..compat import add_safe_globals, numpy_multiarray, only_weights
 
 
 def _get_method(owner: type, name: str):
@@ -46,28 +38,12 @@ def allow_mmengine_checkpoints() -> None:
     # files of numpy 1.
     names = [(function, f'numpy.{core}.multiarray.{function.__name__}')
              for function in functions for core in ('core', '_core')]
-    torch.serialization.add_safe_globals([
+    add_safe_globals([
         HistoryBuffer, OneCycleParamScheduler, ConfigDict, Namespace, bytes,
         np.ndarray, np.dtype, (_get_method, 'builtins.getattr'), *names,
         *{type(np.dtype(code))
           for code in np.typecodes['All']}
     ])
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    """``torch.load`` unpickles only what is known to be harmless.
-
-    mmengine leaves that to torch's default, and passes False for URLs.
-    """
-    names = (_ONLY_WEIGHTS, _NOT_ONLY_WEIGHTS)
-    before = {name: os.environ.pop(name, None) for name in names}
-    os.environ[_ONLY_WEIGHTS] = '1'
-    try:
-        yield
-    finally:
-        del os.environ[_ONLY_WEIGHTS]
-        os.environ.update({k: v for k, v in before.items() if v is not None})
 
 
 def unpickling_reason(error: Exception) -> str:
@@ -92,7 +68,9 @@ def guarded(loader: Callable) -> Callable:
                 'come from the file last_checkpoint, the writing of that was '
                 'interrupted: name the checkpoint, --resume FILE.')
         try:
-            with _weights_only():
+            # mmengine leaves it to torch's default, and passes False for
+            # URLs.
+            with only_weights():
                 checkpoint = loader(filename, *args, **kwargs)
         except (FileNotFoundError, PermissionError, ImportError):
             raise

@@ -537,9 +537,10 @@ def test_backbone_of_a_config(make, mmdet_scope):
         (dict(backbone=dict(type=NeedsTwo)), RuntimeError,
          r"NeedsTwo could not be run .* missing 1 required .* 'metas', and .*"
          r'write sample_input=\(1, channels, height, width\) in swap, with a '
-         r'shape that it takes \(--cfg-options model.backbone.swap.sample_input='
-         r'"\(1,3,64,64\)"\), or in Python pass the input tensors. Of a '
-         'detector that takes more than images swap the backbone alone'),
+         r'shape that it takes \(--cfg-options model.backbone.swap.'
+         r'sample_input="\(1,3,64,64\)"\), or in Python pass the input '
+         'tensors. Of a detector that takes more than images swap the '
+         'backbone alone'),
     ])
 def test_errors_in_configs(arguments, error, text):
     config = dict(dict(type='SwapActivations', swap=RULE), **arguments)

@@ -17,7 +17,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from mm_acon.compat import removeprefix
+from mm_acon.compat import load_weights, removeprefix
 from mm_acon.models.shufflenet_v2 import longest_kept_first
 
 # Depth: blocks per stage and convolutions per block.
@@ -51,7 +51,7 @@ def load_state_dict(path: str) -> Dict[str, Tensor]:
         raise FileNotFoundError(
             f'There is no checkpoint {path!r} ({osp.abspath(path)}).')
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        content = load_weights(path, map_location='cpu')
     except pickle.UnpicklingError as error:
         raise ValueError(
             f'{path} is not a PyTorch checkpoint, or holds objects beside '
