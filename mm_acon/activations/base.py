@@ -33,16 +33,18 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 class InnerConv(nn.Module):
-    """Weight and bias of a convolution that belongs to an activation.
+    """A convolution that belongs to an activation.
 
     No ``nn.Conv2d``: a backbone's or head's rule for its convolutions, and a
     loop of its own over them, would reach into the activation and give it
-    another start. Square kernels; the numbers start by PyTorch's rule.
+    another start. The numbers start by PyTorch's rule.
 
     Args:
         in_channels (int): Channels of the input.
         out_channels (int): Channels of the output.
-        kernel_size (int): Height and width of the kernel.
+        kernel_size (int): Height and width of the kernel, odd. The input is
+            padded so that stride 1 keeps its size.
+        stride (int): As in ``nn.Conv2d``.
         groups (int): As in ``nn.Conv2d``.
         bias (bool): Whether there is one.
     """
@@ -51,9 +53,11 @@ class InnerConv(nn.Module):
                  in_channels: int,
                  out_channels: int,
                  kernel_size: int,
+                 stride: int = 1,
                  groups: int = 1,
                  bias: bool = True) -> None:
         super().__init__()
+        self.stride = stride
         self.groups = groups
         self.weight = nn.Parameter(
             torch.empty(out_channels, in_channels // groups, kernel_size,
@@ -65,9 +69,18 @@ class InnerConv(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.weight.shape[-1] // 2,
+            groups=self.groups)
+
     def extra_repr(self) -> str:
-        return (f'{tuple(self.weight.shape)}, groups={self.groups}, '
-                f'bias={self.bias is not None}')
+        return (f'{tuple(self.weight.shape)}, stride={self.stride}, '
+                f'groups={self.groups}, bias={self.bias is not None}')
 
 
 _INIT_MARK = '_params_init_info'

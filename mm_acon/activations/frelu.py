@@ -32,7 +32,12 @@ class _Funnel(LearnableActivation):
     def add_parameters(self, num_channels: int) -> None:
         from mmcv.cnn import build_norm_layer
         self.conv = InnerConv(
-            num_channels, num_channels, 3, groups=num_channels, bias=False)
+            num_channels,
+            num_channels,
+            3,
+            stride=self.stride,
+            groups=num_channels,
+            bias=False)
         self.norm = build_norm_layer(self.norm_cfg, num_channels)[1]
 
     def reset_parameters(self) -> None:
@@ -54,13 +59,7 @@ class _Funnel(LearnableActivation):
         identity = x
         if self.stride == 2:
             identity = F.max_pool2d(x, 3, stride=2, padding=1)
-        condition = F.conv2d(
-            x,
-            self.conv.weight,
-            stride=self.stride,
-            padding=1,
-            groups=self.conv.groups)
-        return identity, apply_norm(self.norm, condition)
+        return identity, apply_norm(self.norm, self.conv(x))
 
 
 @MODELS.register_module()

@@ -385,16 +385,18 @@ def test_loops_over_what_has_no_size(name, init):
 
 @pytest.mark.parametrize(
     'options',
-    (dict(), dict(groups=4), dict(bias=False), dict(groups=2, bias=False)))
+    (dict(), dict(groups=4), dict(stride=2), dict(groups=2, bias=False)))
 def test_inner_conv_starts_as_a_convolution(options):
     inner = InnerConv(4, 8, 3, **options)
     torch.manual_seed(0)
     inner.reset_parameters()
     torch.manual_seed(0)
-    conv = nn.Conv2d(4, 8, 3, **options)
+    conv = nn.Conv2d(4, 8, 3, padding=1, **options)
     assert inner.state_dict().keys() == conv.state_dict().keys()
     for mine, true in zip(inner.parameters(), conv.parameters()):
         torch.testing.assert_close(mine, true)
+    x = images(2, 4, 5, 5)
+    torch.testing.assert_close(inner(x), conv(x))
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16], ids=str)

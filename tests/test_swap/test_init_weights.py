@@ -1,10 +1,12 @@
 """What the initialisation of a backbone leaves of its new activations."""
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mm_acon import LearnableActivation, swap_activations
@@ -14,6 +16,7 @@ NAMES = [
     name for name in BACKBONES
     if not name.endswith(('with_cp', 'memory_efficient'))
 ]
+CONFIGS = sorted((Path(__file__).parents[2] / 'configs').glob('*.py'))
 ACT_CFGS = {
     'MetaACON': dict(type='MetaACON', norm_cfg=dict(type='BN')),
     'FReLU': dict(type='FReLU'),
@@ -54,6 +57,22 @@ def test_rules_and_loops_of_every_backbone(name):
         for _ in range(2):
             backbone.init_weights()
             assert_kept(backbone, before)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_config_that_ships(path):
+    """Without the weights that it starts from, which would be loaded."""
+    cfg = Config.fromfile(path)
+    cfg.model.backbone.pop('init_cfg', None)
+    cfg.model.pop('pretrained', None)
+    init_default_scope(cfg.default_scope)
+    model = build(cfg.model)
+    before = copy.deepcopy(activations(model))
+    model.init_weights()
+    if path.stem.endswith(('relu', 'swish')):
+        assert not before
+    else:
+        assert_kept(model, before)
 
 
 def test_inside_a_model_and_a_copy_of_it():
