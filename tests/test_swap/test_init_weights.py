@@ -12,10 +12,12 @@ from torch import nn
 from mm_acon import LearnableActivation, swap_activations
 from tests.helpers.backbones import BACKBONES, build, images
 
-NAMES = [
-    name for name in BACKBONES
+CONFIGS_OF_BACKBONES = {
+    name: config
+    for name, (config, *_) in BACKBONES.items()
     if not name.endswith(('with_cp', 'memory_efficient'))
-]
+}
+CONFIGS_OF_BACKBONES['ShuffleNetV1'] = dict(type='mmpretrain.ShuffleNetV1')
 CONFIGS = sorted((Path(__file__).parents[2] / 'configs').glob('*.py'))
 ACT_CFGS = {
     'MetaACON': dict(type='MetaACON', norm_cfg=dict(type='BN')),
@@ -40,7 +42,7 @@ def assert_kept(model, before):
 
 
 def swapped(name, act):
-    model = build(BACKBONES[name][0])
+    model = build(CONFIGS_OF_BACKBONES[name])
     swap_activations(
         model,
         ACT_CFGS[act],
@@ -48,9 +50,9 @@ def swapped(name, act):
     return model
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', CONFIGS_OF_BACKBONES)
 def test_rules_and_loops_of_every_backbone(name):
-    """ShuffleNetV2 goes on with a loop of its own, and a bias of 1e-4."""
+    """ShuffleNetV1 goes on with a loop of its own, and a bias of 1e-4."""
     for act in ACT_CFGS:
         backbone = swapped(name, act)
         before = copy.deepcopy(activations(backbone))
@@ -83,7 +85,7 @@ def test_inside_a_model_and_a_copy_of_it():
             super().__init__(dict(type='Normal', layer='Conv2d', std=.1))
             self.backbone = backbone
 
-    backbone = swapped('ShuffleNetV2', 'MetaACON')
+    backbone = swapped('ShuffleNetV1', 'MetaACON')
     before = copy.deepcopy(activations(backbone))
     for owner in (copy.deepcopy(backbone), Model(copy.deepcopy(backbone)),
                   copy.deepcopy(Model(backbone))):
