@@ -32,7 +32,9 @@ def test_imports_go_one_way():
     level = architecture.heights(architecture.module_imports())
     assert level['mm_acon.ops.checks'] == 0 < level['mm_acon.ops.acon']
     level = architecture.heights(architecture.room_imports())
-    assert level['ops'] == 0 and level['tools'] == max(level.values())
+    # Of the package, ops imports what older versions of torch lack, alone.
+    assert level['compat.py'] == 0 and level['ops'] == 1
+    assert level['tools'] == max(level.values())
 
 
 def test_circle_is_named():

@@ -41,7 +41,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 from torch import nn
 
-from mm_acon import LearnableActivation, MetaACON, ops
+from mm_acon import LearnableActivation, MetaACON, adapt_mmengine, ops
 from mm_acon.cli import load_config
 from mm_acon.swap.config import use_activation
 from tests.helpers.pages import ROOT, Block, read_blocks
@@ -50,6 +50,9 @@ from tests.utils import EXPORTS
 tomllib = pytest.importorskip('tomllib')
 for library in ('mmdet', 'mmseg', 'mmpretrain'):
     pytest.importorskip(library)
+
+# As the tools that read these configs.
+adapt_mmengine()
 
 PAGES = [
     ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'configs/README.md',

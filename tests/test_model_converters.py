@@ -3,7 +3,7 @@ import importlib.util
 import re
 import subprocess
 import sys
-from argparse import Namespace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -333,9 +333,9 @@ def refusal(monkeypatch, folder, content, out='out.pth'):
 
 REFUSED = {
     'no file': (None, "There is no checkpoint '.*source.pth'"),
-    'code': (dict(state_dict={}, args=Namespace(lr=1)),
+    'code': (dict(state_dict={}, args=Fraction(1, 3)),
              'holds objects beside tensors and plain Python values, .*write '
-             'its state_dict alone into a new one.*argparse.Namespace'),
+             'its state_dict alone into a new one.*fractions.Fraction'),
     'no tensors':
     (dict(epoch=3), r"expected a dict of tensors, or one as 'state_dict', got "
      r"dict \['epoch'\]"),

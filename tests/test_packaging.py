@@ -17,11 +17,14 @@ from mmengine.config import Config
 from mmengine.config.utils import _get_cfg_metainfo
 
 import mm_acon
+from mm_acon import adapt
 from mm_acon.cli import add_config_options, prepare_config
-from mm_acon.engine import package_configs
 
 for library in ('mmdet', 'mmseg', 'mmpretrain'):
     pytest.importorskip(library)
+
+# As the tools.
+adapt.adapt_mmengine()
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {path.stem: path for path in (ROOT / 'configs').glob('*.py')}
@@ -266,6 +269,7 @@ COMPARE = '''
 import sys
 import mm_acon
 from mmengine.config import Config
+mm_acon.adapt_mmengine()
 root, *names = sys.argv[1:]
 for name in names:
     installed = Config.fromstring(f"_base_ = 'mm_acon::{name}'", '.py')
@@ -324,7 +328,7 @@ def test_name_that_is_no_config():
 
 
 def test_package_that_was_not_installed(monkeypatch, tmp_path):
-    monkeypatch.setattr(package_configs, 'FOLDER', tmp_path / 'configs')
+    monkeypatch.setattr(adapt, 'FOLDER', tmp_path / 'configs')
     with pytest.raises(
             FileNotFoundError,
             match="'mm_acon::tfnet_0.5.py' is looked for in .*, which is made "

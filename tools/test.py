@@ -94,7 +94,9 @@ def main() -> None:
         augment_tests(cfg)
     if args.show or args.show_dir:
         draw_predictions(cfg, args.show, args.show_dir)
-    print(json.dumps(build_runner(cfg).test()))
+    metrics = build_runner(cfg).test()
+    # Some are numbers of numpy.
+    print(json.dumps(metrics, default=lambda value: value.tolist()))
 
 
 if __name__ == '__main__':

@@ -31,11 +31,10 @@ class _CompleteFiles(LocalBackend):
     def put(self, obj: bytes, filepath: str) -> None:
         part = f'{filepath}.part'
         folder = os.path.dirname(filepath)
-        os.makedirs(folder, exist_ok=True)
         try:
-            with open(part, 'wb') as file:
-                file.write(obj)
-                file.flush()
+            super().put(obj, part)
+            # Open for writing, as Windows wants it.
+            with open(part, 'rb+') as file:
                 os.fsync(file.fileno())
         except OSError as error:
             if os.path.exists(part):

@@ -3,6 +3,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mm_acon.activations.base import InnerConv
+
 # What the papers' networks have, BatchNorm's parameters left out, by the name
 # of their config or of the network that it changes. The papers print the same,
 # rounded; tools/analysis/complexity.py says where they do not.
@@ -64,7 +66,7 @@ def count(backbone, **kwargs):
     with torch.device('meta'):
         model = backbone(**kwargs).eval()
         for module in model.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, (nn.Conv2d, InnerConv)):
                 module.register_forward_hook(add)
         x, = model(torch.empty(1, 3, 224, 224))
         classifier = nn.Linear(x.shape[1], 1000)

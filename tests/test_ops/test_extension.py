@@ -18,8 +18,7 @@ from mm_acon import ACONC, PWLU, MetaACON
 from mm_acon.compat import packages_distributions
 from mm_acon.ops import acon, extension, pwlu, pwlu_reference, use_reference
 from tests.conftest import BUILT
-from tests.utils import (EXPORT, FLOP_FORMULA, OPCHECK, assert_near,
-                         needs_torch)
+from tests.utils import EXPORT, FLOP_FORMULA, OPCHECK, assert_near, needs_torch
 
 pytestmark = pytest.mark.skipif(not BUILT, reason='_ext is not built')
 CHANNELS = 5

@@ -52,7 +52,7 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads,
         static_cast<int>(shared)));
   }
   kernel<<<static_cast<unsigned>(blocks), threads, shared,
-           c10::cuda::getCurrentCUDAStream()> > >(arguments...);
+           c10::cuda::getCurrentCUDAStream()>>>(arguments...);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
