@@ -130,7 +130,7 @@ def use_activation(cfg: Config,
         # backbone can stand in one key, whatever its arguments are called.
         place.owner[place.key] = ConfigDict(
             type='SwapActivations', backbone=place.config, swap=dict(swap))
-    if 'optim_wrapper' in cfg:
+    if cfg.get('optim_wrapper'):
         _wrap_constructor(cfg.optim_wrapper)
     if act == 'PWLU':
         add_hook(cfg, _realign_hook(cfg.get('train_cfg') or {}))

@@ -155,3 +155,12 @@ def test_arguments_of_a_backbone_inside_its_swap(nested):
         backbone.update(backbone='ResNet', depth=18)
     place, = find_backbones(dict(backbone=backbone))
     assert place.type == 'ResNet' and place.arguments['depth'] == 18
+
+
+@pytest.mark.parametrize('missing',
+                         (dict(optim_wrapper=None), dict(train_cfg=None)))
+def test_config_that_only_tests(missing):
+    """As those of trackers."""
+    cfg = config(**missing)
+    use_activation(cfg, 'PWLU')
+    assert cfg.model.backbone.type == 'SwapActivations'

@@ -34,6 +34,7 @@ from tables import table  # isort: skip
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 # More than that takes minutes each, and memory.
 MOST_PARAMETERS = 100e6
+NOT_READ = 'mmengine cannot read it'
 # Where a backbone comes from and what of it is frozen makes no other network.
 _NO_DIFFERENCE = ('init_cfg', 'pretrained', 'frozen_stages', 'norm_eval',
                   'drop_path_rate', 'with_cp')
@@ -78,7 +79,12 @@ def collect(library: str, act: str, match: str,
         name = str(path).rpartition('/configs/')[2]
         if match not in name:
             continue
-        cfg = Config.fromfile(path, import_custom_modules=False)
+        try:
+            cfg = Config.fromfile(path, import_custom_modules=False)
+        except Exception as error:
+            # A base that the library does not ship, for example.
+            problems[f'{library}: {name}'] = f'{NOT_READ}: {error}'
+            continue
         if 'model' not in cfg:
             continue
         try:
@@ -193,6 +199,7 @@ def page(backbones: List[Backbone], problems: Dict[str, str], act: str) -> str:
     for backbone in backbones:
         counts[backbone.outcome]['backbones'] += 1
         counts[backbone.outcome]['configs'] += len(backbone.configs)
+    unread = [text for text in problems.values() if NOT_READ in text]
     lines = [
         '# Swapping what OpenMMLab ships', '',
         f'What `--act {act}` does to every config of '
@@ -204,8 +211,9 @@ def page(backbones: List[Backbone], problems: Dict[str, str], act: str) -> str:
               sorted(((outcome, n['backbones'], n['configs'])
                       for outcome, n in counts.items()),
                      key=lambda row: -row[2])), '',
-        f'{len(problems)} configs have no backbone to swap: the message says '
-        'so and lists what their model has.', '', '## Backbone by backbone',
+        f'{len(unread)} configs cannot be read by mmengine, with or without '
+        f'--act; {len(problems) - len(unread)} have no backbone to swap: the '
+        'message says so and lists what their model has.', '', '## Backbone by backbone',
         '',
         table(('library', 'backbone', 'configs', 'outcome'),
               by_type(backbones), (0, 1, 3)), ''
