@@ -32,8 +32,6 @@ from mm_acon.swap.config import find_backbones, type_name, use_activation
 from tables import table  # isort: skip
 
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
-# More than that takes minutes each, and memory.
-MOST_PARAMETERS = 100e6
 NOT_READ = 'mmengine cannot read it'
 # Where a backbone comes from and what of it is frozen makes no other network.
 _NO_DIFFERENCE = ('init_cfg', 'pretrained', 'frozen_stages', 'norm_eval',
@@ -106,8 +104,8 @@ def collect(library: str, act: str, match: str,
     yield from found.values()
 
 
-def swap(backbone: Backbone, act: str) -> None:
-    """Builds and swaps it; notes what happened."""
+def swap(backbone: Backbone, act: str, most: float) -> None:
+    """Builds and swaps it, if it is not too large; notes what happened."""
     init_default_scope(backbone.library)
     arguments = dict(backbone.arguments, init_cfg=None)
     try:
@@ -117,8 +115,9 @@ def swap(backbone: Backbone, act: str) -> None:
     except Exception:
         # Some compute with their parameters while they are built.
         size = 0
-    if size > MOST_PARAMETERS:
-        backbone.outcome = 'not run, over 100M parameters'
+    too_large = f'not run, over {most:g}M parameters'
+    if size > most * 1e6:
+        backbone.outcome = too_large
         return
     arguments = dict(backbone.arguments)
     try:
@@ -127,8 +126,8 @@ def swap(backbone: Backbone, act: str) -> None:
         backbone.outcome = 'does not build unswapped'
         backbone.detail = f'{type(error).__name__}: {error}'
         return
-    if sum(p.numel() for p in plain.parameters()) > MOST_PARAMETERS:
-        backbone.outcome = 'not run, over 100M parameters'
+    if sum(p.numel() for p in plain.parameters()) > most * 1e6:
+        backbone.outcome = too_large
         return
     try:
         swap_activations(plain, dict(type=act))
@@ -168,6 +167,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--act', default='PWLU', help='default: PWLU')
     parser.add_argument(
         '--match', default='', help='only configs whose path contains this')
+    parser.add_argument(
+        '--most',
+        type=float,
+        default=100,
+        help='million parameters of a backbone that is run; default: 100')
     parser.add_argument('--out', help='Markdown file to write')
     return parser.parse_args()
 
@@ -175,7 +179,8 @@ def parse_args() -> argparse.Namespace:
 def run(libraries,
         act: str = 'PWLU',
         match: str = '',
-        problems: Optional[Dict[str, str]] = None) -> List[Backbone]:
+        problems: Optional[Dict[str, str]] = None,
+        most: float = 100) -> List[Backbone]:
     """All distinct backbones, swapped; config-level problems by name."""
     problems = {} if problems is None else problems
     MMLogger.get_current_instance().setLevel(logging.ERROR)
@@ -183,7 +188,7 @@ def run(libraries,
     for library in libraries:
         importlib.import_module(library + '.models')
         for backbone in collect(library, act, match, problems):
-            swap(backbone, act)
+            swap(backbone, act, most)
             print(
                 f'{library} {backbone.type}: {backbone.outcome}. '
                 f'{backbone.detail[:150]}',
@@ -193,7 +198,8 @@ def run(libraries,
     return backbones
 
 
-def page(backbones: List[Backbone], problems: Dict[str, str], act: str) -> str:
+def page(backbones: List[Backbone], problems: Dict[str, str], act: str,
+         most: float) -> str:
     """The Markdown page."""
     counts: Dict[str, Counter] = defaultdict(Counter)
     for backbone in backbones:
@@ -206,15 +212,16 @@ def page(backbones: List[Backbone], problems: Dict[str, str], act: str) -> str:
         f'{", ".join(sorted({b.library for b in backbones}))} that has a '
         'backbone; backbones are built and swapped once for all configs that '
         'share them. Printed by', '', '```bash',
-        'python tools/analysis/zoo.py --out docs/zoo.md', '```', '',
+        f'python tools/analysis/zoo.py --most {most:g} --out docs/zoo.md',
+        '```', '',
         table(('outcome', 'backbones', 'configs'),
               sorted(((outcome, n['backbones'], n['configs'])
                       for outcome, n in counts.items()),
                      key=lambda row: -row[2])), '',
         f'{len(unread)} configs cannot be read by mmengine, with or without '
         f'--act; {len(problems) - len(unread)} have no backbone to swap: the '
-        'message says so and lists what their model has.', '', '## Backbone by backbone',
-        '',
+        'message says so and lists what their model has.', '',
+        '## Backbone by backbone', '',
         table(('library', 'backbone', 'configs', 'outcome'),
               by_type(backbones), (0, 1, 3)), ''
     ]
@@ -238,8 +245,8 @@ def main() -> int:
     args = parse_args()
     problems: Dict[str, str] = {}
     backbones = run(args.libraries or LIBRARIES, args.act, args.match,
-                    problems)
-    text = page(backbones, problems, args.act)
+                    problems, args.most)
+    text = page(backbones, problems, args.act, args.most)
     if args.out:
         Path(args.out).write_text(text + '\n')
     else:
