@@ -9,7 +9,7 @@ run() { echo "lint: $*"; "$@" || failed=1; }
 run python -m ruff check .
 # The library of Python 3.8, as ruff sees to its syntax; "long" is torch's, not
 # that of Python 2.
-run python -m vermin --quiet --target=3.8- --violations --no-tips \
+run vermin --quiet --target=3.8- --violations --no-tips \
   --exclude long setup.py docs mm_acon tests tools
 run python -m isort --check-only --diff --quiet .
 run python -m yapf --parallel --recursive --diff mm_acon tools tests configs setup.py docs/conf.py
