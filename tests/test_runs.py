@@ -178,8 +178,9 @@ def written(make, folder):
 
 
 @pytest.mark.parametrize(
-    'make', (best_miou, one_cycle, PURE_PYTHON),
-    ids=('best mIoU', 'OneCycleLR', 'pure Python'))
+    'make', (pytest.param(best_miou, id='best mIoU', marks=pytest.mark.full),
+             pytest.param(one_cycle, id='OneCycleLR', marks=pytest.mark.full),
+             pytest.param(PURE_PYTHON, id='pure Python')))
 def test_run_is_killed_resumed_and_tested(make, tmp_path):
     written(make, tmp_path)
     call('train.py', tmp_path, 'killed.py', '--work-dir', 'work', killed=True)
