@@ -300,16 +300,22 @@ class LearnableActivation(nn.Module):
         return f'{self.num_channels}, granularity={self.granularity!r}'
 
 
+def activations_of(module: nn.Module) -> Dict[str, LearnableActivation]:
+    """The learnable activations in a module, itself included, by name."""
+    return {
+        name: child
+        for name, child in module.named_modules()
+        if isinstance(child, LearnableActivation)
+    }
+
+
 @contextmanager
 def start_kept(owner: nn.Module) -> Iterator[None]:
     """Activations in a module stay as they are while it is initialised.
 
     What a checkpoint brings meanwhile stays, too.
     """
-    kept = [
-        module for module in owner.modules()
-        if isinstance(module, LearnableActivation)
-    ]
+    kept = activations_of(owner).values()
     for module in kept:
         module._keep_start()
     try:

@@ -3,8 +3,9 @@ from typing import Callable, List
 
 from torch import nn
 
+from ..activations.base import activations_of
 from ..compat import register_load_state_dict_pre_hook
-from ..swap.keys import activations_of, is_of_activation, listed, prefixes_of
+from ..swap.keys import is_of_activation, listed, prefixes_of, without_counts
 
 
 class FitCheck:
@@ -37,10 +38,8 @@ class FitCheck:
         self.errors = errors
 
     def after(self, module: nn.Module, incompatible) -> None:
-        # PyTorch makes counts that an old file lacks.
-        own, missing, unexpected = ([
-            key for key in keys if not key.endswith('num_batches_tracked')
-        ] for keys in (module.state_dict(), *incompatible))
+        own, missing, unexpected = map(without_counts,
+                                       (module.state_dict(), *incompatible))
         if len(missing) + len(self.errors) >= len(own) > 0:
             prefixes = prefixes_of(own, unexpected)
             hint = (f'; its keys begin with {prefixes[0]!r}'

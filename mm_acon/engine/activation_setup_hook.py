@@ -7,6 +7,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
 
 from ..activations import keep_start
+from ..swap.keys import listed
 from .optim_wrapper_constructor import left_out, unwrapped
 from .widths import find_widths, training_batch, without_width
 
@@ -51,8 +52,7 @@ def warn_of_left_out(runner) -> None:
     if names:
         print_log(
             f'{len(names)} activation parameters require a gradient and are '
-            'in no optimizer, so they never learn: ' + ', '.join(names[:10]) +
-            (f' and {len(names) - 10} more' if len(names) > 10 else '') +
+            f'in no optimizer, so they never learn: {listed(names, 10)}'
             '. Write optim_wrapper=dict(constructor='
             "'ActivationOptimWrapperConstructor', base_constructor='...') "
             'with the constructor that there is as base_constructor, or '

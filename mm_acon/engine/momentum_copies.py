@@ -11,7 +11,7 @@ import torch
 from mmengine.model import BaseAveragedModel
 from torch import Tensor, nn
 
-from ..activations import LearnableActivation
+from ..activations.base import LearnableActivation, activations_of
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Mirror:
         """Name of an activation in the model, its source and itself."""
         if self.source is None:
             return
-        for name, activation in _activations(self.module):
+        for name, activation in activations_of(self.module).items():
             path = f'{self.name}.{name}' if name else self.name
             yield path, self.source.get_submodule(name), activation
 
@@ -79,7 +79,7 @@ def _mirrors(model: nn.Module, name: str, part: nn.Module,
     elif isinstance(part, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
         # MoCo averages Sequential(backbone, neck), and keeps the two alone.
         for child_name, child in part.named_children():
-            if _activations(child):
+            if activations_of(child):
                 yield from _mirrors(model, f'{name}.{child_name}', child,
                                     is_average)
     elif is_average:
@@ -98,16 +98,11 @@ def _sources(model: nn.Module, part: nn.Module) -> Dict[str, nn.Module]:
     }
 
 
-def _activations(part: nn.Module):
-    return [(name, module) for name, module in part.named_modules()
-            if isinstance(module, LearnableActivation)]
-
-
 def _inner_parameters(part: nn.Module) -> set:
     """Names of the parameters of activations, whose sizes may be unknown."""
     return {
         name
-        for prefix, activation in _activations(part)
+        for prefix, activation in activations_of(part).items()
         for name, _ in activation.named_parameters(prefix=prefix)
     }
 
@@ -115,10 +110,11 @@ def _inner_parameters(part: nn.Module) -> set:
 def _build(part: nn.Module) -> tuple:
     """What two parts of the same structure have in common."""
     inner = _inner_parameters(part)
-    return ([
-        (name, type(activation)) for name, activation in _activations(part)
-    ], [(name, parameter.shape) for name, parameter in part.named_parameters()
-        if name not in inner])
+    return ([(name, type(activation))
+             for name, activation in activations_of(part).items()],
+            [(name, parameter.shape)
+             for name, parameter in part.named_parameters()
+             if name not in inner])
 
 
 def _parts_without_gradient(module: nn.Module, name: str, seen: set):
@@ -126,7 +122,7 @@ def _parts_without_gradient(module: nn.Module, name: str, seen: set):
     if module in seen:
         return
     seen.add(module)
-    if not _activations(module):
+    if not activations_of(module):
         return
     if isinstance(module, BaseAveragedModel):
         yield f'{name}.module' if name else 'module', module.module, True

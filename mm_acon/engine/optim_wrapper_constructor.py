@@ -9,7 +9,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..activations import LearnableActivation
+from ..activations.base import activations_of
 
 _DEFAULT = 'DefaultOptimWrapperConstructor'
 
@@ -86,8 +86,7 @@ class ActivationOptimWrapperConstructor:
         self._add_left_out(model, wrapper)
         own = {
             parameter: f'{prefix}.{name}' if prefix else name
-            for prefix, module in model.named_modules()
-            if isinstance(module, LearnableActivation)
+            for prefix, module in activations_of(model).items()
             for name, parameter in module.named_parameters(recurse=False)
         }
         for single in single_wrappers(wrapper):
@@ -98,7 +97,7 @@ class ActivationOptimWrapperConstructor:
         try:
             return self.base(model)
         except Exception as error:
-            if not _activations(model):
+            if not activations_of(model):
                 raise
             with _parameters_hidden(model):
                 try:
@@ -193,8 +192,7 @@ def left_out(model: nn.Module, optim_wrapper) -> List[str]:
         return []
     return [
         f'{prefix}.{name}' if prefix else name
-        for prefix, module in model.named_modules()
-        if isinstance(module, LearnableActivation)
+        for prefix, module in activations_of(model).items()
         for name, parameter in module.named_parameters()
         if parameter.requires_grad and parameter not in held
     ]
@@ -207,19 +205,12 @@ def single_wrappers(optim_wrapper) -> list:
     return [optim_wrapper]
 
 
-def _activations(model: nn.Module) -> List[LearnableActivation]:
-    return [
-        module for module in model.modules()
-        if isinstance(module, LearnableActivation)
-    ]
-
-
 @contextmanager
 def _parameters_hidden(model: nn.Module) -> Iterator[None]:
     """Activations look as if they had no parameters."""
     hidden = {
         module: dict(module._parameters)
-        for activation in _activations(model)
+        for activation in activations_of(model).values()
         for module in activation.modules()
     }
     for module, parameters in hidden.items():

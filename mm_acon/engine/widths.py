@@ -10,16 +10,17 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel, is_model_wrapper
 from torch import Tensor, nn
 
-from ..activations import LearnableActivation
+from ..activations.base import LearnableActivation, activations_of
 from ..activations.empty import UnknownWidthError
+from ..swap.keys import listed
 from .momentum_copies import find_mirrors
 
 
 def without_width(model: nn.Module) -> List[str]:
     """Names of the activations that have no width yet."""
     return [
-        name for name, module in model.named_modules()
-        if isinstance(module, LearnableActivation) and module.is_lazy
+        name for name, module in activations_of(model).items()
+        if module.is_lazy
     ]
 
 
@@ -53,9 +54,10 @@ def find_widths(model: nn.Module, batch: Any) -> None:
     if is_model_wrapper(model):
         raise RuntimeError(
             f'{type(model).__name__} was built over activations without a '
-            f'width ({_some(without_width(model))}) and would never reduce '
-            'their gradients. Call mm_acon.find_widths(model, batch) before '
-            'the model is wrapped, or train with tools/train.py, which does.')
+            f'width ({listed(without_width(model), 5)}) and would never '
+            'reduce their gradients. Call mm_acon.find_widths(model, batch) '
+            'before the model is wrapped, or train with tools/train.py, which does.'
+        )
     lazy = [model.get_submodule(name) for name in without_width(model)]
     with _left_as_it_was(model), torch.no_grad():
         try:
@@ -69,9 +71,9 @@ def find_widths(model: nn.Module, batch: Any) -> None:
         except Exception as error:
             raise RuntimeError(
                 f'{type(model).__name__} could not be run to find the widths '
-                f'of {_some(without_width(model))}: {type(error).__name__}: '
-                f'{error}. Call mm_acon.find_widths(model, batch) with a '
-                'batch that it can be trained on, or use SwapActivations, '
+                f'of {listed(without_width(model), 5)}: '
+                f'{type(error).__name__}: {error}. Call '
+                'mm_acon.find_widths(model, batch) with a batch that it can be trained on, or use SwapActivations, '
                 'which knows the widths.') from error
         _fill_copies(model)
         _fill_from_neighbours(model)
@@ -85,18 +87,13 @@ def find_widths(model: nn.Module, batch: Any) -> None:
     left = without_width(model)
     if left:
         raise RuntimeError(
-            f'{_some(left)} met no input in a training step, and nothing '
+            f'{listed(left, 5)} met no input in a training step, and nothing '
             'else tells their width. Write num_channels in their act_cfg, or '
             'leave them out of the model.')
     print_log(
         f'{type(model).__name__}: {len(lazy)} activations got their width by '
         'one forward pass',
         logger='current')
-
-
-def _some(names: List[str]) -> str:
-    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
-    return ', '.join(names[:5]) + more
 
 
 def _forward(model: nn.Module, batch: Any) -> None:

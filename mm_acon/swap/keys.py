@@ -10,18 +10,15 @@ from .per_call import ActivationPerCall
 from .probe import ACTIVATION_TYPES
 
 
-def activations_of(module: nn.Module) -> Dict[str, LearnableActivation]:
-    return {
-        name: child
-        for name, child in module.named_modules()
-        if isinstance(child, LearnableActivation)
-    }
-
-
 def listed(names: Iterable[str], most: int = 20) -> str:
     names = list(names)
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return ', '.join(names[:most]) + more
+
+
+def without_counts(keys: Iterable[str]) -> List[str]:
+    """Without those that PyTorch makes where an old file lacks them."""
+    return [key for key in keys if not key.endswith('num_batches_tracked')]
 
 
 def is_of_activation(module: nn.Module, key: str) -> bool:

@@ -7,10 +7,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..activations import PWLU, LearnableActivation
+from ..activations.base import activations_of
 from ..activations.pwlu import PHASE_1
 from ..compat import register_load_state_dict_pre_hook
-from .keys import (activations_of, bring_up, is_of_activation, listed,
-                   prefixes_of, rename_deep_stem, where_hint)
+from .keys import (bring_up, is_of_activation, listed, prefixes_of,
+                   rename_deep_stem, where_hint, without_counts)
 
 
 class LoadingReport:
@@ -53,12 +54,7 @@ class LoadingReport:
         if not self.given or not self.by_init_cfg:
             return
         source = pretrained_cfgs(module)[-1]['checkpoint']
-        # PyTorch makes counts that an old file lacks.
-        own = {
-            key
-            for key in module.state_dict()
-            if not key.endswith('num_batches_tracked')
-        }
+        own = set(without_counts(module.state_dict()))
         if own.issubset(incompatible.missing_keys):
             raise ValueError(
                 f'Nothing in {source} fits {type(module).__name__}' +

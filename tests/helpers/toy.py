@@ -96,6 +96,14 @@ class StopAt(Hook):
             raise KeyboardInterrupt
 
 
+def loader(shuffle=False):
+    return dict(
+        batch_size=BATCH,
+        num_workers=0,
+        dataset=ToyData(),
+        sampler=dict(type='DefaultSampler', shuffle=shuffle))
+
+
 def make_runner(work_dir,
                 hooks=(),
                 epochs=4,
@@ -107,11 +115,7 @@ def make_runner(work_dir,
     arguments = dict(
         model=model or ToyModel(),
         work_dir=str(work_dir),
-        train_dataloader=dict(
-            batch_size=BATCH,
-            num_workers=0,
-            dataset=ToyData(),
-            sampler=dict(type='DefaultSampler', shuffle=True)),
+        train_dataloader=loader(shuffle=True),
         train_cfg=train_cfg or dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(
             optimizer=dict(type='SGD', lr=lr, momentum=0.9, weight_decay=0.1)),

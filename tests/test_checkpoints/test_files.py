@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.kill_in_save import runner_of
-from tests.helpers.toy import (BATCH, ToyData, ToyModel, Val, make_runner,
-                               predict)
+from tests.helpers.toy import ToyModel, Val, loader, make_runner, predict
 
 KILL_IN_SAVE = Path(__file__).parents[1] / 'helpers' / 'kill_in_save.py'
 
@@ -68,11 +67,7 @@ def test_best_checkpoint_is_replaced_when_the_next_is_there(tmp_path):
             model=model,
             train_cfg=dict(by_epoch=True, max_epochs=4, val_interval=1),
             val_cfg=dict(),
-            val_dataloader=dict(
-                batch_size=BATCH,
-                num_workers=0,
-                dataset=ToyData(),
-                sampler=dict(type='DefaultSampler', shuffle=False)),
+            val_dataloader=loader(),
             val_evaluator=[metric],
             default_hooks=dict(
                 checkpoint=dict(

@@ -5,8 +5,8 @@ import pytest
 from mmcv.cnn import ConvModule
 from torch import nn
 
-from tests.helpers.toy import (BATCH, ToyData, ToyModel, Val, make_runner,
-                               predict, weights_of)
+from tests.helpers.toy import (ToyModel, Val, loader, make_runner, predict,
+                               weights_of)
 
 SAFE = dict(checkpoint=dict(type='SafeCheckpointHook', interval=1))
 
@@ -39,11 +39,7 @@ def load_and_test(folder, model, source):
         load_from=source,
         default_hooks=SAFE,
         test_cfg=dict(),
-        test_dataloader=dict(
-            batch_size=BATCH,
-            num_workers=0,
-            dataset=ToyData(),
-            sampler=dict(type='DefaultSampler', shuffle=False)),
+        test_dataloader=loader(),
         test_evaluator=[Val()]).test()
 
 

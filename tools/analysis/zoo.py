@@ -142,9 +142,10 @@ def swap(backbone: Backbone, act: str, most: float) -> None:
 # What a message of the package says, and under which words it is counted.
 _REFUSALS = (
     ('channels in the last axis', 'refused, channels in the last axis'),
+    # Before the next, whose words such a message has, too.
+    ('there are none', 'refused, no activation that is a module'),
     ('expects replace to name activations',
      'refused, no ReLU; the message proposes --act-replace'),
-    ('there are none', 'refused, no activation that is a module'),
     ('was chosen for replacement', 'refused, no site is left to replace'),
     ('could not be run to find its activations',
      'refused, takes no image; the message asks for sample_input'),
