@@ -56,8 +56,8 @@ def find_widths(model: nn.Module, batch: Any) -> None:
             f'{type(model).__name__} was built over activations without a '
             f'width ({listed(without_width(model), 5)}) and would never '
             'reduce their gradients. Call mm_acon.find_widths(model, batch) '
-            'before the model is wrapped, or train with tools/train.py, which does.'
-        )
+            'before the model is wrapped, or train with tools/train.py, which '
+            'does.')
     lazy = [model.get_submodule(name) for name in without_width(model)]
     with _left_as_it_was(model), torch.no_grad():
         try:
