@@ -73,8 +73,8 @@ def find_widths(model: nn.Module, batch: Any) -> None:
                 f'{type(model).__name__} could not be run to find the widths '
                 f'of {listed(without_width(model), 5)}: '
                 f'{type(error).__name__}: {error}. Call '
-                'mm_acon.find_widths(model, batch) with a batch that it can be '
-                'trained on, or use SwapActivations, which knows the '
+                'mm_acon.find_widths(model, batch) with a batch that it can '
+                'be trained on, or use SwapActivations, which knows the '
                 'widths.') from error
         _fill_copies(model)
         _fill_from_neighbours(model)
