@@ -29,8 +29,9 @@ class _ACON(LearnableActivation):
                  num_channels: Optional[int] = None,
                  granularity: str = 'channel',
                  beta_init: float = 1.0,
-                 inplace: bool = False) -> None:
-        super().__init__(num_channels, granularity, inplace)
+                 inplace: bool = False,
+                 channel_axis: Optional[int] = None) -> None:
+        super().__init__(num_channels, granularity, inplace, channel_axis)
         if not 0 < beta_init < float('inf'):
             raise ValueError(
                 f'{type(self).__name__} expects beta_init to be a finite '
@@ -57,7 +58,7 @@ class _ACON(LearnableActivation):
             nn.init.constant_(getattr(self, name), self.start[name])
 
     def activate(self, x: Tensor) -> Tensor:
-        return acon(x, self.p1, self.p2, self.beta)
+        return acon(x, self.p1, self.p2, self.beta, channel_axis=1)
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, beta_init={self.start["beta"]}'
@@ -69,8 +70,8 @@ class ACONA(_ACON):
 
     .. math:: f(x) = x \cdot \sigma(\beta x)
 
-    :math:`\beta` starts at 1. Input and output: (N, C, ...), any
-    floating-point dtype. Arguments are those of :class:`ACONC`.
+    :math:`\beta` starts at 1. Input and output: (N, C, ...) or (N, ..., C),
+    any floating-point dtype. Arguments are those of :class:`ACONC`.
     """
 
     learnt = ('beta', )
@@ -83,8 +84,8 @@ class ACONB(_ACON):
     .. math:: f(x) = (1 - p) x \cdot \sigma(\beta (1 - p) x) + p x
 
     The parameter ``p2`` is the paper's p and starts at 0.25,
-    :math:`\beta` at 1. Input and output: (N, C, ...), any floating-point
-    dtype. Arguments are those of :class:`ACONC`.
+    :math:`\beta` at 1. Input and output: (N, C, ...) or (N, ..., C), any
+    floating-point dtype. Arguments are those of :class:`ACONC`.
     """
 
     start = dict(p1=1., p2=0.25, beta=1.)
@@ -109,11 +110,12 @@ class ACONC(_ACON):
     and p2 learn as ever.
 
     Args:
-        num_channels (int, optional): C, the size of axis 1 of the input.
-            None takes it from the first input.
+        num_channels (int, optional): C. None takes it from the first input.
         granularity (str): 'channel', or 'layer' for one function per layer.
         beta_init (float): :math:`\beta` at the start, greater than 0.
         inplace (bool): Accepted, no effect.
+        channel_axis (int, optional): Axis of the channels, 1 or -1, as in
+            :class:`LearnableActivation`.
 
-    Input and output: (N, C, ...), any floating-point dtype.
+    Input and output: (N, C, ...) or (N, ..., C), any floating-point dtype.
     """

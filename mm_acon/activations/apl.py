@@ -22,15 +22,16 @@ class APL(LearnableActivation):
     both at random.
 
     Args:
-        num_channels (int, optional): C, the size of axis 1 of the input.
-            None takes it from the first input.
+        num_channels (int, optional): C. None takes it from the first input.
         num_hinges (int): The number S. The original's code has 5, which did
             not train stably on ImageNet in the PWLU paper.
         granularity (str): 'channel' for one function per channel, 'layer'
             for one.
         inplace (bool): Accepted, no effect.
+        channel_axis (int, optional): Axis of the channels, 1 or -1, as in
+            :class:`LearnableActivation`.
 
-    Input and output: (N, C, ...), any floating-point dtype.
+    Input and output: (N, C, ...) or (N, ..., C), any floating-point dtype.
     """
 
     starts_as_relu = True
@@ -39,8 +40,9 @@ class APL(LearnableActivation):
                  num_channels: Optional[int] = None,
                  num_hinges: int = 2,
                  granularity: str = 'channel',
-                 inplace: bool = False) -> None:
-        super().__init__(num_channels, granularity, inplace)
+                 inplace: bool = False,
+                 channel_axis: Optional[int] = None) -> None:
+        super().__init__(num_channels, granularity, inplace, channel_axis)
         if not isinstance(num_hinges, int) or num_hinges < 1:
             raise ValueError('APL expects num_hinges to be a positive '
                              f'integer, got {num_hinges!r}.')

@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..ops.checks import check_device, check_input
+from ..compat import is_compiling
+from ..ops.checks import (axis_of_size, channels_first, channels_last,
+                          check_channel_axis, check_device, check_input,
+                          unclear_axis)
 from .empty import UnknownWidthError, empty_parameter, fill_parameter
 
 
@@ -102,11 +105,18 @@ class LearnableActivation(nn.Module):
     it loads has it (:func:`start_kept`).
 
     Args:
-        num_channels (int, optional): C, the size of axis 1 of the input.
+        num_channels (int, optional): C, the number of channels of the input.
             None takes it from the first input.
         granularity (str): One of the class's ``granularities``.
         inplace (bool): Accepted because MMCV's ConvModule passes it; there
             is no in-place form.
+        channel_axis (int, optional): Where the input has its channels: 1 for
+            (N, C, ...), -1 for (N, ..., C), as tokens are (N, L, C); neither
+            costs a copy. None, the default, finds it at the first input of
+            more than two axes and keeps it: the axis of ``num_channels``
+            numbers, axis 1 where both are. Three axes that leave it open are
+            a ValueError, so that tokens are never counted as channels. Input
+            of shape (N, C) is taken whatever stands here.
     """
 
     granularities = ('channel', 'layer')
@@ -120,7 +130,8 @@ class LearnableActivation(nn.Module):
     def __init__(self,
                  num_channels: Optional[int] = None,
                  granularity: str = 'channel',
-                 inplace: bool = False) -> None:
+                 inplace: bool = False,
+                 channel_axis: Optional[int] = None) -> None:
         super().__init__()
         if granularity not in self.granularities:
             raise ValueError(
@@ -131,7 +142,9 @@ class LearnableActivation(nn.Module):
             raise ValueError(
                 f'{type(self).__name__} expects num_channels to be a '
                 f'positive integer or None, got {num_channels!r}.')
+        check_channel_axis(channel_axis, type(self).__name__)
         self.num_channels = num_channels
+        self.channel_axis = channel_axis
         self.granularity = granularity
         # The parameters' values while an owner is initialised, and how many
         # owners are at it.
@@ -169,6 +182,7 @@ class LearnableActivation(nn.Module):
         raise NotImplementedError
 
     def activate(self, x: Tensor) -> Tensor:
+        """The output for (N, C, ...), whatever ``channel_axis`` is."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> 'LearnableActivation':
@@ -223,9 +237,14 @@ class LearnableActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # One line for what is nearly always so: on small maps a few calls of
         # Python cost as much as the operator.
-        if (x.dim() < 2 or x.shape[1] != self.num_channels
+        if (self.channel_axis != 1 or x.dim() < 2
+                or x.shape[1] != self.num_channels
                 or not x.is_floating_point()):
-            self._meet(x)
+            if self._meet(x) == -1:
+                return channels_last(self._activate(channels_first(x)), x)
+        return self._activate(x)
+
+    def _activate(self, x: Tensor) -> Tensor:
         try:
             return self.activate(x)
         except RuntimeError:
@@ -234,17 +253,63 @@ class LearnableActivation(nn.Module):
                 check_device(name, parameter, x, type(self).__name__)
             raise
 
-    def _meet(self, x: Tensor) -> None:
-        """Takes the width from a first input, refuses what does not fit."""
+    def channels_first(self, x: Tensor) -> Tensor:
+        """An input as :meth:`activate` gets it: a view as (N, C, ...)."""
+        last = self.channel_axis == -1 and x.dim() > 2
+        return channels_first(x) if last else x
+
+    def _meet(self, x: Tensor) -> int:
+        """The axis of x's channels; refuses what does not fit.
+
+        Takes axis and width from a first input.
+        """
         check_input(x, type(self).__name__)
+        axis = self._axis_of(x)
         if self.is_lazy:
             self._refuse_lazy_in_distributed_training()
-            self.materialize(x.shape[1])
-        elif self.num_channels not in (None, x.shape[1]):
-            raise ValueError(
-                f'{type(self).__name__} expects {self.num_channels} channels '
-                f'in axis 1, got x of shape {tuple(x.shape)}; write '
-                f'num_channels={x.shape[1]}.')
+            self.materialize(x.shape[axis])
+        elif self.num_channels not in (None, x.shape[axis]):
+            raise self._wrong_width(x, axis)
+        if (self.channel_axis is None and self.num_channels is not None
+                and x.dim() > 2 and not is_compiling()):
+            self.channel_axis = axis
+        return axis
+
+    def _axis_of(self, x: Tensor) -> int:
+        name = type(self).__name__
+        if x.dim() == 2:
+            return 1
+        if self.channel_axis is not None:
+            return self.channel_axis
+        if self.is_lazy:
+            if x.dim() == 3 or _comes_from_linear(x):
+                raise unclear_axis(x, name)
+            return 1
+        width = self.num_channels
+        if width is None or not self.needs_width and x.shape[1] == width:
+            return 1  # All numbers belong to the layer, whatever the axis.
+        return axis_of_size(x, width, name) or 1
+
+    def _wrong_width(self, x: Tensor, axis: int) -> ValueError:
+        first, last = x.shape[1], x.shape[-1]
+        if axis == -1:
+            remedy = f'num_channels={last}'
+        elif last == self.num_channels and x.dim() > 2:
+            remedy = 'channel_axis=-1'
+        elif self.channel_axis == 1 or x.dim() == 2:
+            remedy = f'num_channels={first}'
+        elif x.dim() == 3:
+            # Never the number of tokens by itself.
+            remedy = (f'num_channels={last} and channel_axis=-1 if these are '
+                      f'tokens (N, L, C), num_channels={first} and '
+                      'channel_axis=1 if it is (N, C, L)')
+        else:
+            remedy = (f'num_channels={first}, or num_channels={last} and '
+                      'channel_axis=-1 if the last axis has the channels')
+        where = 'axis 1' if axis == 1 else 'the last axis'
+        return ValueError(
+            f'{type(self).__name__} expects {self.num_channels} channels in '
+            f'{where}, got x of shape {tuple(x.shape)}; write {remedy}.')
 
     def _refuse_lazy_in_distributed_training(self) -> None:
         if (torch.is_grad_enabled() and dist.is_available()
@@ -297,7 +362,31 @@ class LearnableActivation(nn.Module):
         return 0
 
     def extra_repr(self) -> str:
-        return f'{self.num_channels}, granularity={self.granularity!r}'
+        axis = ', channel_axis=-1' if self.channel_axis == -1 else ''
+        return f'{self.num_channels}, granularity={self.granularity!r}{axis}'
+
+
+# What autograd calls a matrix product, and what leaves its last axis alone.
+_PRODUCTS = ('AddmmBackward', 'MmBackward', 'BmmBackward', 'BaddbmmBackward',
+             'LinearBackward')
+_VIEWS = ('ViewBackward', 'UnsafeViewBackward', 'ReshapeAliasBackward')
+
+
+def _comes_from_linear(x: Tensor) -> bool:
+    """Whether autograd knows x for the output of a fully connected layer."""
+    node = x.grad_fn
+    while node is not None:
+        name = node.name().lstrip('_')
+        if name.startswith(_PRODUCTS):
+            return True
+        # The bias is added for itself where the input is not contiguous.
+        is_bias = name.startswith('AddBackward') and any(
+            after is not None and after.name().endswith('AccumulateGrad')
+            for after, _ in node.next_functions)
+        if not is_bias and not name.startswith(_VIEWS):
+            return False
+        node = node.next_functions[0][0]
+    return False
 
 
 def activations_of(module: nn.Module) -> Dict[str, LearnableActivation]:

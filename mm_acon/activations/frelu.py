@@ -20,8 +20,9 @@ class _Funnel(LearnableActivation):
                  stride: int = 1,
                  norm_cfg: Optional[dict] = None,
                  granularity: str = 'channel',
-                 inplace: bool = False) -> None:
-        super().__init__(num_channels, granularity, inplace)
+                 inplace: bool = False,
+                 channel_axis: Optional[int] = None) -> None:
+        super().__init__(num_channels, granularity, inplace, channel_axis)
         if stride not in (1, 2):
             raise ValueError(f'{type(self).__name__} expects stride 1 or 2, '
                              f'got {stride!r}.')
@@ -50,12 +51,21 @@ class _Funnel(LearnableActivation):
         weight = state_dict.get(prefix + 'conv.weight')
         return 0 if weight is None else weight.shape[0]
 
-    def lines(self, x: Tensor):
-        r""":math:`\eta_a` and :math:`\eta_b` of Table 1 (2009.04759)."""
+    def _axis_of(self, x: Tensor) -> int:
+        # Tokens would come to `lines` as a map one pixel wide.
+        self._refuse_other_than_maps(x)
+        return super()._axis_of(x)
+
+    def _refuse_other_than_maps(self, x: Tensor) -> None:
         if x.dim() != 4:
             raise ValueError(
-                f'{type(self).__name__} expects x of shape (N, C, H, W), got '
-                f'{tuple(x.shape)}; it looks at 3x3 neighbourhoods.')
+                f'{type(self).__name__} expects x of shape (N, C, H, W), or '
+                f'(N, H, W, C) with channel_axis=-1, got {tuple(x.shape)}; it '
+                'looks at 3x3 neighbourhoods.')
+
+    def lines(self, x: Tensor):
+        r""":math:`\eta_a` and :math:`\eta_b` of Table 1 (2009.04759)."""
+        self._refuse_other_than_maps(x)
         identity = x
         if self.stride == 2:
             identity = F.max_pool2d(x, 3, stride=2, padding=1)
@@ -69,15 +79,16 @@ class FReLU(_Funnel):
     .. math:: f(x) = \max(x, BN(DWConv_{3 \times 3}(x)))
 
     Args:
-        num_channels (int, optional): C, the size of axis 1 of the input.
-            None takes it from the first input.
+        num_channels (int, optional): C. None takes it from the first input.
         stride (int): 1, or 2 to halve height and width; x is then
             max-pooled by 3x3.
         norm_cfg (dict, optional): Norm after the convolution, BN if None.
         granularity (str): 'channel' only.
         inplace (bool): Accepted, no effect.
+        channel_axis (int, optional): Axis of the channels, 1 or -1, as in
+            :class:`LearnableActivation`.
 
-    Input: (N, C, H, W), any floating-point dtype.
+    Input: (N, C, H, W) or (N, H, W, C), any floating-point dtype.
     """
 
     def activate(self, x: Tensor) -> Tensor:
@@ -93,11 +104,12 @@ class ACONFReLU(_Funnel):
         \eta_b = BN(DWConv_{3 \times 3}(x))
 
     and :math:`\eta_a = x`, or its 3x3 maximum where the stride is 2.
-    Arguments are those of :class:`FReLU`. Input: (N, C, H, W), any
-    floating-point dtype.
+    Arguments are those of :class:`FReLU`. Input: (N, C, H, W) or
+    (N, H, W, C), any floating-point dtype.
     """
 
     def activate(self, x: Tensor) -> Tensor:
         identity, condition = self.lines(x)
         one, zero = x.new_ones(1), x.new_zeros(1)
-        return acon(identity - condition, one, zero, one) + condition
+        difference = identity - condition
+        return acon(difference, one, zero, one, channel_axis=1) + condition

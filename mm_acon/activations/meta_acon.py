@@ -52,8 +52,7 @@ class MetaACON(LearnableActivation):
     has to be trained with the activation.
 
     Args:
-        num_channels (int, optional): C, the size of axis 1 of the input.
-            None takes it from the first input.
+        num_channels (int, optional): C. None takes it from the first input.
         granularity (str): 'channel', 'layer' or 'pixel'.
         reduction (int): The paper's r, 16, and 8 for ShuffleNetV2 0.5x.
         norm_cfg (dict, optional): Norm after fc1 and after fc2;
@@ -63,8 +62,10 @@ class MetaACON(LearnableActivation):
         depthwise (bool): fc1 and fc2 weight every channel for itself, as the
             paper does in ResNet-152 to save parameters.
         inplace (bool): Accepted, no effect.
+        channel_axis (int, optional): Axis of the channels, 1 or -1, as in
+            :class:`LearnableActivation`.
 
-    Input and output: (N, C, ...), any floating-point dtype.
+    Input and output: (N, C, ...) or (N, ..., C), any floating-point dtype.
     """
 
     granularities = ('channel', 'layer', 'pixel')
@@ -75,8 +76,9 @@ class MetaACON(LearnableActivation):
                  reduction: int = 16,
                  norm_cfg: Optional[dict] = None,
                  depthwise: bool = False,
-                 inplace: bool = False) -> None:
-        super().__init__(num_channels, granularity, inplace)
+                 inplace: bool = False,
+                 channel_axis: Optional[int] = None) -> None:
+        super().__init__(num_channels, granularity, inplace, channel_axis)
         if granularity != 'channel' and (norm_cfg or depthwise):
             raise ValueError(
                 "MetaACON takes norm_cfg and depthwise with granularity="
@@ -119,7 +121,8 @@ class MetaACON(LearnableActivation):
             layer.reset_parameters()
 
     def activate(self, x: Tensor) -> Tensor:
-        return acon(x, self.p1, self.p2, self.switching_factor(x))
+        beta = self.switching_factor(x)
+        return acon(x, self.p1, self.p2, beta, channel_axis=1)
 
     def switching_factor(self, x: Tensor) -> Tensor:
         r""":math:`\beta = G(x)`: (N, C), (N, 1) or x's shape."""

@@ -34,20 +34,22 @@ class PAU(LearnableActivation):
     within 0.034 for x from -3 to 3.
 
     Args:
-        num_channels (int, optional): C, the size of axis 1 of the input.
-            None takes it from the first input.
+        num_channels (int, optional): C. None takes it from the first input.
         granularity (str): 'layer' for one function, as in the original, or
             'channel' for one per channel.
         inplace (bool): Accepted, no effect.
+        channel_axis (int, optional): Axis of the channels, 1 or -1, as in
+            :class:`LearnableActivation`.
 
-    Input and output: (N, C, ...), any floating-point dtype.
+    Input and output: (N, C, ...) or (N, ..., C), any floating-point dtype.
     """
 
     def __init__(self,
                  num_channels: Optional[int] = None,
                  granularity: str = 'layer',
-                 inplace: bool = False) -> None:
-        super().__init__(num_channels, granularity, inplace)
+                 inplace: bool = False,
+                 channel_axis: Optional[int] = None) -> None:
+        super().__init__(num_channels, granularity, inplace, channel_axis)
         self.build()
 
     def add_parameters(self, num_channels: int) -> None:

@@ -62,15 +62,16 @@ class PWLU(LearnableActivation):
     The phase is a buffer, so that checkpoints carry it.
 
     Args:
-        num_channels (int, optional): C, the size of axis 1 of the input.
-            None takes it from the first input.
+        num_channels (int, optional): C. None takes it from the first input.
         num_intervals (int): N, even, so that a knot lies at 0.
         bound (float): :math:`B_R` at the start, greater than 0.
         granularity (str): 'channel' for one function per channel, 'layer'
             for one.
         inplace (bool): Accepted, no effect.
+        channel_axis (int, optional): Axis of the channels, 1 or -1, as in
+            :class:`LearnableActivation`.
 
-    Input and output: (N, C, ...), any floating-point dtype.
+    Input and output: (N, C, ...) or (N, ..., C), any floating-point dtype.
     """
 
     starts_as_relu = True
@@ -80,8 +81,9 @@ class PWLU(LearnableActivation):
                  num_intervals: int = 16,
                  bound: float = 3.0,
                  granularity: str = 'channel',
-                 inplace: bool = False) -> None:
-        super().__init__(num_channels, granularity, inplace)
+                 inplace: bool = False,
+                 channel_axis: Optional[int] = None) -> None:
+        super().__init__(num_channels, granularity, inplace, channel_axis)
         if (not isinstance(num_intervals, int) or num_intervals < 2
                 or num_intervals % 2):
             raise ValueError(
@@ -134,7 +136,7 @@ class PWLU(LearnableActivation):
             if self.training and not _in_backward():
                 self._update_statistics(x.detach())
             return _JoinGraph.apply(F.relu(x), *self.parameters())
-        return pwlu(x, *self._parameters.values())
+        return pwlu(x, *self._parameters.values(), channel_axis=1)
 
     @torch.no_grad()
     def _update_statistics(self, x: Tensor) -> None:

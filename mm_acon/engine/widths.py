@@ -1,7 +1,7 @@
 """Finds the widths of activations before anything takes their parameters."""
 import random
-from contextlib import contextmanager
-from typing import Any, Iterator, List
+from contextlib import ExitStack, contextmanager
+from typing import Any, Iterator, List, Optional
 
 import numpy as np
 import torch
@@ -9,6 +9,8 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.model import BaseModel, is_model_wrapper
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from ..activations.base import LearnableActivation, activations_of
 from ..activations.empty import UnknownWidthError
@@ -32,7 +34,9 @@ def find_widths(model: nn.Module, batch: Any) -> None:
     training, so that auxiliary heads take part; weights, buffers and random
     state are afterwards what they were. An activation that the pass does not
     reach takes the width of the module that it is a momentum copy of, or of
-    the layer registered before it. Nothing is run where all widths are known.
+    the layer registered before it. Behind a fully connected layer it learns
+    that the channels lie in the last axis. Nothing is run where all widths
+    are known.
 
     .. code-block:: python
 
@@ -59,7 +63,7 @@ def find_widths(model: nn.Module, batch: Any) -> None:
             'before the model is wrapped, or train with tools/train.py, which '
             'does.')
     lazy = [model.get_submodule(name) for name in without_width(model)]
-    with _left_as_it_was(model), torch.no_grad():
+    with _left_as_it_was(model), _axes_told(model), torch.no_grad():
         try:
             try:
                 _forward(model, batch)
@@ -148,22 +152,64 @@ def _random_states_kept() -> Iterator[None]:
             np.random.set_state(states[1])
 
 
+def _axis_behind(layer: nn.Module) -> Optional[int]:
+    """The axis of the channels in a layer's output, None if not known."""
+    # No subclass of LayerNorm: those of some libraries take (N, C, H, W).
+    if isinstance(layer, nn.Linear) or type(layer) is nn.LayerNorm:
+        return -1
+    if isinstance(layer, (_ConvNd, _BatchNorm, nn.GroupNorm)):
+        return 1
+    return None
+
+
+@contextmanager
+def _axes_told(model: nn.Module) -> Iterator[None]:
+    """Activations without a width learn their axis from what feeds them.
+
+    A layer's output says so itself, until a function makes another tensor of
+    it: of a map made of tokens nothing is known.
+    """
+
+    def mark(layer: nn.Module, args: tuple, output: Any) -> None:
+        if isinstance(output, Tensor):
+            output._mm_acon_channel_axis = _axis_behind(layer)
+
+    def tell(activation: LearnableActivation, args: tuple) -> None:
+        axis = getattr(args[0], '_mm_acon_channel_axis', None)
+        if activation.is_lazy and activation.channel_axis is None:
+            activation.channel_axis = axis
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if _axis_behind(module) is not None:
+                handle = module.register_forward_hook(mark)
+            elif isinstance(module, LearnableActivation):
+                handle = module.register_forward_pre_hook(tell)
+            else:
+                continue
+            stack.callback(handle.remove)
+        yield
+
+
 def _fill_copies(model: nn.Module) -> None:
     for mirror in find_mirrors(model):
         for _, source, copied in mirror.pairs():
             if copied.is_lazy and not source.is_lazy:
+                copied.channel_axis = source.channel_axis
                 copied.materialize(source.num_channels)
 
 
 def _fill_from_neighbours(model: nn.Module) -> None:
     """As wide as the convolution or norm before it in the same module."""
     for parent in model.modules():
-        width = None
+        width, axis = None, None
         for module in parent.children():
             if isinstance(module, LearnableActivation):
                 if module.is_lazy and width:
+                    module.channel_axis = module.channel_axis or axis
                     module.materialize(width)
                 continue
+            axis = _axis_behind(module) or axis
             for name in ('out_channels', 'num_features', 'out_features'):
                 width = getattr(module, name, width)
 

@@ -1,14 +1,21 @@
 """The ACON family (arXiv 2009.04759)."""
+from typing import Optional
+
 import torch
 from torch import Tensor
 
 from ..compat import register_fake
-from .checks import (check_device, check_input, check_parameter, compute_dtype,
+from .checks import (channels_first, channels_last, check_device, check_input,
+                     check_parameter, compute_dtype, find_channel_axis,
                      per_channel)
 from .extension import DEVICES, dense_like, has_kernels, register_cost
 
 
-def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
+def acon(x: Tensor,
+         p1: Tensor,
+         p2: Tensor,
+         beta: Tensor,
+         channel_axis: Optional[int] = 1) -> Tensor:
     r"""ACON-C, the smooth maximum of two lines (Sec. 3, Eq. 4).
 
     .. math::
@@ -18,11 +25,14 @@ def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
     :math:`\max(p_1 x, p_2 x)`, :math:`\beta = 0` the mean of the two lines.
 
     Args:
-        x: Input of shape (N, C, ...), any floating-point dtype.
+        x: Input of shape (N, C, ...), or (N, ..., C) as tokens are, any
+            floating-point dtype.
         p1: Slope for large x (beta > 0), shape (C,) or (1,).
         p2: Slope for small x (beta > 0), shape (C,) or (1,).
         beta: Switching factor: (C,) or (1,) per channel or layer, (N, C)
             per sample and channel, (N, 1) per sample, or x's shape.
+        channel_axis: Where x has the channels, 1 or -1; neither costs a
+            copy. None goes by which axis has C numbers.
 
     Returns:
         Tensor: x's shape and dtype. The arithmetic is done in float32, or
@@ -30,20 +40,31 @@ def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
 
     Raises:
         TypeError: x is not of a floating-point dtype.
-        ValueError: a shape does not fit x.
+        ValueError: a shape does not fit x, or ``channel_axis`` is None and
+            x has 3 axes, the last two of C numbers.
         RuntimeError: a parameter is on another device than x.
     """
     check_input(x, 'acon')
-    check_parameter('p1', p1, x, 'acon')
-    check_parameter('p2', p2, x, 'acon')
+    axis = 1 if channel_axis == 1 else find_channel_axis(
+        x, channel_axis, 'acon', p1, p2, *([beta] if beta.dim() == 1 else []))
+    check_parameter('p1', p1, x, 'acon', axis=axis)
+    check_parameter('p2', p2, x, 'acon', axis=axis)
     check_device('beta', beta, x, 'acon')
     if beta.dim() == 1:
-        check_parameter('beta', beta, x, 'acon')
+        check_parameter('beta', beta, x, 'acon', axis=axis)
     elif beta.shape != x.shape and tuple(
-            beta.shape) not in ((x.shape[0], x.shape[1]), (x.shape[0], 1)):
+            beta.shape) not in ((x.shape[0], x.shape[axis]), (x.shape[0], 1)):
         raise ValueError(
             'acon expects beta of shape (C,), (1,), (N, C), (N, 1) or the '
             f'shape of x, here {tuple(x.shape)}, got {tuple(beta.shape)}.')
+    if axis == -1:
+        if beta.dim() > 2:
+            beta = channels_first(beta)
+        return channels_last(_acon(channels_first(x), p1, p2, beta), x)
+    return _acon(x, p1, p2, beta)
+
+
+def _acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
     if has_kernels(x):
         return torch.ops.mm_acon.acon.default(x, p1, p2, beta)
     return acon_reference(x, p1, p2, beta)

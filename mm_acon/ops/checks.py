@@ -1,4 +1,6 @@
 """Checks and small shape helpers that every operator shares."""
+from typing import Optional
+
 import torch
 from torch import Tensor
 
@@ -29,15 +31,76 @@ def check_parameter(name: str,
                     value: Tensor,
                     x: Tensor,
                     operator: str,
-                    dim: int = 1) -> None:
+                    dim: int = 1,
+                    axis: int = 1) -> None:
     """Refuses a parameter that is not one number, or row, per channel."""
     check_device(name, value, x, operator)
-    if value.dim() != dim or value.shape[0] not in (1, x.shape[1]):
+    if value.dim() != dim or value.shape[0] not in (1, x.shape[axis]):
         raise ValueError(
             f'{operator} expects {name} to have {dim} axes and 1 or '
-            f'{x.shape[1]} rows (the channels of x with shape '
+            f'{x.shape[axis]} rows (the channels of x with shape '
             f'{tuple(x.shape)}), got shape {tuple(value.shape)}; write '
-            f'num_channels={x.shape[1]} where the activation is built.')
+            f'num_channels={x.shape[axis]} where the activation is built.')
+
+
+def check_channel_axis(channel_axis: Optional[int], owner: str) -> None:
+    """Refuses what is not 1, -1 or None."""
+    if channel_axis not in (None, 1, -1):
+        raise ValueError(
+            f'{owner} expects channel_axis to be 1 for x of shape (N, C, '
+            '...), -1 for (N, ..., C), or None to go by the sizes, got '
+            f'{channel_axis!r}.')
+
+
+def axis_of_size(x: Tensor, size: int, owner: str) -> Optional[int]:
+    """Which of axis 1 and the last has that size, None if neither.
+
+    Raises:
+        ValueError: x has 3 axes, and both have that size.
+    """
+    first, last = x.shape[1] == size, x.shape[-1] == size
+    if first and last and x.dim() == 3:
+        raise unclear_axis(x, owner)
+    if first:
+        return 1
+    return -1 if last else None
+
+
+def unclear_axis(x: Tensor, owner: str) -> ValueError:
+    return ValueError(
+        f'{owner} cannot tell which axis of x with shape {tuple(x.shape)} has '
+        f'the channels; write channel_axis=-1 for (N, ..., C), as tokens are, '
+        'or channel_axis=1 for (N, C, ...).')
+
+
+def find_channel_axis(x: Tensor, channel_axis: Optional[int], owner: str,
+                      *parameters: Tensor) -> int:
+    """The axis of x that parameters of one row per channel belong to."""
+    check_channel_axis(channel_axis, owner)
+    if x.dim() == 2:
+        return 1
+    if channel_axis is not None:
+        return channel_axis
+    # One row serves every axis. What does not fit is refused by its check.
+    rows = {p.shape[0] for p in parameters if p.dim() and p.shape[0] > 1}
+    return len(rows) == 1 and axis_of_size(x, *rows, owner) or 1
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """Views (N, ..., C) as (N, C, ...), at least as (N, C, L, 1).
+
+    A contiguous x becomes a map in channels_last memory, which every
+    operator reads as it lies.
+    """
+    if x.dim() == 3:
+        x = x.unsqueeze(2)
+    return x.movedim(-1, 1)
+
+
+def channels_last(y: Tensor, like: Tensor) -> Tensor:
+    """Views an output as (N, ..., C), like the input of channels_first."""
+    y = y.movedim(1, -1)
+    return y.squeeze(2) if like.dim() == 3 else y
 
 
 def compute_dtype(x: Tensor, parameter: Tensor) -> torch.dtype:

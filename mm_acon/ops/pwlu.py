@@ -1,11 +1,13 @@
 """The piecewise linear unit (arXiv 2104.03693)."""
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from ..compat import register_fake
-from .checks import check_input, check_parameter, compute_dtype, per_channel
+from .checks import (channels_first, channels_last, check_input,
+                     check_parameter, compute_dtype, find_channel_axis,
+                     per_channel)
 from .extension import DEVICES, dense_like, has_kernels, register_cost
 
 # Bounds that cross or touch while they are learnt are treated as if the
@@ -13,8 +15,13 @@ from .extension import DEVICES, dense_like, has_kernels, register_cost
 MIN_WIDTH = 1e-3
 
 
-def pwlu(x: Tensor, points: Tensor, left_bound: Tensor, right_bound: Tensor,
-         left_slope: Tensor, right_slope: Tensor) -> Tensor:
+def pwlu(x: Tensor,
+         points: Tensor,
+         left_bound: Tensor,
+         right_bound: Tensor,
+         left_slope: Tensor,
+         right_slope: Tensor,
+         channel_axis: Optional[int] = 1) -> Tensor:
     r"""Piecewise linear unit (Sec. 3.1, Eq. 1 to 4).
 
     With N intervals of length :math:`d = (B_R - B_L) / N`:
@@ -32,12 +39,15 @@ def pwlu(x: Tensor, points: Tensor, left_bound: Tensor, right_bound: Tensor,
     right bound counts as :math:`B_L` + ``MIN_WIDTH``.
 
     Args:
-        x: Input of shape (N, C, ...), any floating-point dtype.
+        x: Input of shape (N, C, ...), or (N, ..., C) as tokens are, any
+            floating-point dtype.
         points: Values Y at the N + 1 knots, shape (C, N + 1) or (1, N + 1).
         left_bound: B_L, shape (C,) or (1,).
         right_bound: B_R, shape (C,) or (1,).
         left_slope: K_L, shape (C,) or (1,).
         right_slope: K_R, shape (C,) or (1,).
+        channel_axis: Where x has the channels, 1 or -1; neither costs a
+            copy. None goes by which axis has C numbers.
 
     Returns:
         Tensor: x's shape and dtype. The arithmetic is done in float32, or
@@ -45,7 +55,8 @@ def pwlu(x: Tensor, points: Tensor, left_bound: Tensor, right_bound: Tensor,
 
     Raises:
         TypeError: x is not of a floating-point dtype.
-        ValueError: a shape does not fit x.
+        ValueError: a shape does not fit x, or ``channel_axis`` is None and
+            x has 3 axes, the last two of C numbers.
         RuntimeError: a parameter is on another device than x.
     """
     check_input(x, 'pwlu')
@@ -53,16 +64,21 @@ def pwlu(x: Tensor, points: Tensor, left_bound: Tensor, right_bound: Tensor,
         raise ValueError(
             'pwlu expects points of shape (C, N + 1) or (1, N + 1) with N '
             f'>= 1 intervals, got {tuple(points.shape)}.')
-    check_parameter('points', points, x, 'pwlu', dim=2)
+    axis = 1 if channel_axis == 1 else find_channel_axis(
+        x, channel_axis, 'pwlu', points, left_bound, right_bound, left_slope,
+        right_slope)
+    check_parameter('points', points, x, 'pwlu', dim=2, axis=axis)
     for name, value in (('left_bound', left_bound), ('right_bound',
                                                      right_bound),
                         ('left_slope', left_slope), ('right_slope',
                                                      right_slope)):
-        check_parameter(name, value, x, 'pwlu')
+        check_parameter(name, value, x, 'pwlu', axis=axis)
     operator = (
         torch.ops.mm_acon.pwlu.default if has_kernels(x) else pwlu_reference)
-    return operator(x, points, left_bound, right_bound, left_slope,
-                    right_slope)
+    y = operator(
+        channels_first(x) if axis == -1 else x, points, left_bound,
+        right_bound, left_slope, right_slope)
+    return channels_last(y, x) if axis == -1 else y
 
 
 def pwlu_reference(x: Tensor, points: Tensor, left_bound: Tensor,

@@ -489,7 +489,7 @@ def test_realign_before_the_first_input():
     unit = phase1()
     assert not unit.realign().any()
     assert unit.current_phase == 2
-    x = maps(2, 3, 5)
+    x = maps(2, 3, 5, 4)
     assert torch.equal(unit(x), F.relu(x))
     assert unit.current_phase == unit.phase == 2
 

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 import torch
 from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks.transformer import FFN
 from mmengine.model import BaseModel, ExponentialMovingAverage
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mm_acon import find_widths
+from mm_acon import ACONC, find_widths
+from mm_acon.activations.base import activations_of
 from mm_acon.engine.widths import finding_widths, training_batch, without_width
 from tests.helpers.toy import BATCH, ToyData, ToyModel, make_runner
 
@@ -186,3 +188,90 @@ def test_the_batch_leaves_an_endless_sampler_where_it_is(tmp_path):
     assert len(first['inputs']) == BATCH
     assert all(
         torch.equal(a, b) for a, b in zip(first['inputs'], second['inputs']))
+
+
+# Where the channels are.
+
+
+class Tokens(nn.Module):
+    """A convolution for patches, then mmcv's FFN."""
+
+    def __init__(self, act_cfg):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 2, stride=2)
+        self.ffn = FFN(8, 16, act_cfg=act_cfg)
+
+    def forward(self, x):
+        return self.ffn(self.patches(x).flatten(2).mT)
+
+
+@pytest.mark.parametrize('name', ['ACONC', 'PWLU', 'MetaACON'])
+def test_ffn_of_mmcv(name):
+    """16 tokens and 16 channels: the layer before it tells, not the size."""
+    model = Tokens(dict(type=name))
+    find_widths(model, torch.rand(2, 3, 8, 8))
+    activation = model.ffn.layers[0][1]
+    assert (activation.num_channels, activation.channel_axis) == (16, -1)
+    model(torch.rand(2, 3, 8, 8)).sum().backward()
+    # Nothing is left behind.
+    assert not any(m._forward_hooks or m._forward_pre_hooks
+                   for m in model.modules())
+
+
+@pytest.mark.parametrize('cfg, widths', [
+    (dict(type='SwinTransformer', img_size=64,
+          pad_small_map=True), [384, 768, 1536, 3072]),
+    (dict(type='ConvNeXt', arch='atto'), [160, 320, 640, 1280]),
+    (dict(type='ConvNeXt', arch='atto',
+          linear_pw_conv=False), [160, 320, 640, 1280]),
+])
+def test_transformers_of_mmpretrain(cfg, widths):
+    pytest.importorskip('mmpretrain')
+    act_cfg = dict(type='PWLU')
+    if cfg['type'] == 'ConvNeXt':
+        cfg = dict(cfg, act_cfg=act_cfg)
+    else:
+        cfg = dict(
+            cfg,
+            stage_cfgs=dict(block_cfgs=dict(ffn_cfgs=dict(act_cfg=act_cfg))))
+    from mmpretrain.registry import MODELS
+    model = MODELS.build(cfg)
+    find_widths(model, torch.rand(2, 3, 64, 64))
+    units = list(activations_of(model).values())
+    assert sorted({unit.num_channels for unit in units}) == widths
+    axis = 1 if cfg.get('linear_pw_conv') is False else -1
+    assert {unit.channel_axis for unit in units} == {axis}
+
+
+def test_maps_behind_a_linear():
+    """Tokens that were made a map have their channels in axis 1."""
+
+    class Model(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.layer, self.act = nn.Linear(3, 5), ACONC()
+
+        def forward(self, x):
+            return self.act(self.layer(x).permute(0, 3, 1, 2))
+
+    model = Model()
+    find_widths(model, torch.rand(2, 7, 7, 3))
+    assert (model.act.num_channels, model.act.channel_axis) == (5, 1)
+
+
+def test_a_sequence_behind_a_convolution():
+    model = nn.Sequential(nn.Conv1d(3, 5, 1), nn.BatchNorm1d(5), ACONC())
+    find_widths(model, torch.rand(2, 3, 7))
+    assert (model[2].num_channels, model[2].channel_axis) == (5, 1)
+
+
+def test_three_axes_of_unknown_origin():
+    model = nn.Sequential(
+        nn.Linear(3, 5), nn.Identity(), nn.Flatten(1, 2),
+        nn.Unflatten(1, (7, 5)), ACONC())
+    with pytest.raises(
+            RuntimeError,
+            match='cannot tell which axis of x with '
+            r'shape \(2, 7, 5\) has the channels; write channel_ax'):
+        find_widths(model, torch.rand(2, 7, 3))
