@@ -1,7 +1,7 @@
 import math
 from contextlib import contextmanager
 from types import MethodType
-from typing import Dict, Iterator, Optional
+from typing import Dict, Iterator, Optional, Union
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,8 @@ from ..ops.checks import (axis_of_size, channels_first, channels_last,
                           check_channel_axis, check_device, check_input,
                           unclear_axis)
 from .empty import UnknownWidthError, empty_parameter, fill_parameter
+from .function import (ElementWise, FunctionLike, normal_grid,
+                       relative_difference)
 
 
 def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -123,6 +125,8 @@ class LearnableActivation(nn.Module):
     # Whether a fresh instance computes ReLU, so that a ReLU network keeps
     # its function when its activations are replaced.
     starts_as_relu = False
+    # The function in whose place it stands, None for ReLU.
+    function: Optional[ElementWise] = None
     # Whether a channel's output depends on one input number, and on what
     # meta-ACON has worked out of the map, so that it can be drawn over it.
     is_curve = True
@@ -184,6 +188,85 @@ class LearnableActivation(nn.Module):
     def activate(self, x: Tensor) -> Tensor:
         """The output for (N, C, ...), whatever ``channel_axis`` is."""
         raise NotImplementedError
+
+    def curve(self, x: Tensor) -> Tensor:
+        """As :meth:`activate`, for numbers that are nobody's input.
+
+        Raises:
+            ValueError: it has no curve, since an output depends on more than
+                one number of the input.
+        """
+        if not self.is_curve:
+            raise ValueError(
+                f'{type(self).__name__} is no function of one number: its '
+                'output depends on others of the input too.')
+        return self.activate(x)
+
+    def stand_for(self, function: FunctionLike) -> None:
+        """Notes the function in whose place it stands, before it is built.
+
+        Raises:
+            ValueError: it is not element-wise, or its numbers would be lost.
+        """
+        self.function = ElementWise(function, type(self).__name__)
+        slopes = self.function.slopes
+        if slopes is None or len(slopes) == 1:
+            return
+        if self.granularity != 'layer' and self.num_channels is None:
+            self.num_channels = len(slopes)
+        if self.num_units != len(slopes):
+            raise ValueError(
+                f'{type(self).__name__} has {self.num_units} functions and '
+                f'cannot stand in place of a PReLU of {len(slopes)} slopes; '
+                f"write granularity='channel' and num_channels={len(slopes)}.")
+
+    def function_repr(self) -> str:
+        """The end of ``extra_repr``: the function, where it is not ReLU."""
+        if self.function is None or self.function.is_relu:
+            return ''
+        return f', function={self.function.module}'
+
+    @property
+    def keeps_function(self) -> bool:
+        """Whether a fresh one is the function in whose place it stands."""
+        return self.starts_as_relu
+
+    @torch.no_grad()
+    def difference_from(self,
+                        function: FunctionLike = None,
+                        mean: Union[float, Tensor] = 0.,
+                        std: Union[float, Tensor] = 1.) -> Tensor:
+        r"""How far each unit is from an element-wise function.
+
+        .. math:: \|f - function\| / \|function\|
+
+        with :math:`\|f\|^2` the mean of f squared over a normal input, out
+        to 6 std.
+
+        Args:
+            function (optional): As for :class:`PWLU`. None is the one in
+                whose place it stands, ReLU if none was named.
+            mean (float or Tensor): Of the input; of each unit, (units,), or
+                of all.
+            std (float or Tensor): Likewise.
+
+        Returns:
+            Tensor: float64, (units,), on the CPU.
+
+        Raises:
+            ValueError: it has no width yet, or is no function of one number.
+        """
+        name = type(self).__name__
+        if self.is_lazy:
+            raise ValueError(f'{name} has no width yet, and no curve.')
+        if function is not None or self.function is None:
+            function = ElementWise(function, name)
+        else:
+            function = self.function
+        like = next(self.parameters())
+        x, weight = normal_grid(self.num_units, mean, std)
+        y = self.curve(x.to(like.device)[None])[0].cpu()
+        return relative_difference(y, function(x[None])[0], weight)
 
     def train(self, mode: bool = True) -> 'LearnableActivation':
         """Stays in eval mode while nothing of it is trained.
@@ -340,7 +423,36 @@ class LearnableActivation(nn.Module):
             owner, _, leaf = name.rpartition('.')
             self.get_submodule(owner)._parameters[leaf] = held[name]
 
+    def adopts(self, state_dict: Dict[str, Tensor], prefix: str) -> bool:
+        """Whether a checkpoint has the PReLU's slopes in whose place it is."""
+        slopes = state_dict.get(f'{prefix}weight')
+        if (self.function is None or not self.function.is_prelu
+                or slopes is None
+                or any(prefix + key in state_dict
+                       for key, _ in self.named_parameters())):
+            return False
+        widths = [1] if self.is_lazy and slopes.numel() == 1 else [1, (
+            slopes.numel() if self.is_lazy else self.num_units)]
+        return slopes.dim() == 1 and slopes.numel() in widths
+
+    def _adopt(self, state_dict: Dict[str, Tensor], prefix: str) -> None:
+        """Starts as the PReLU that is in a checkpoint.
+
+        Its key makes way for those of the activation, so that nothing is
+        missing and nothing left.
+        """
+        slopes = self.function.slopes = state_dict.pop(f'{prefix}weight')
+        if self.is_lazy and slopes.numel() > 1:
+            self.materialize(slopes.numel())
+        if self.is_lazy:
+            return
+        self.reset_parameters()
+        for key, value in self.state_dict().items():
+            state_dict[prefix + key] = value
+
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        if self.adopts(state_dict, prefix):
+            self._adopt(state_dict, prefix)
         for name, _ in self.named_parameters():
             given = state_dict.get(prefix + name)
             if given is not None and not given.numel():

@@ -1,7 +1,6 @@
 from typing import Optional, Tuple
 
 import torch
-import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -9,6 +8,8 @@ from ..compat import is_compiling
 from ..ops import pwlu
 from ..ops.pwlu import MIN_WIDTH
 from .base import LearnableActivation
+from .function import FunctionLike
+from .pwlu_fit import Form, exact_bound, form_of
 
 # Values of the buffer `phase`.
 NO_PHASES, PHASE_1, PHASE_2 = 0, 1, 2
@@ -47,42 +48,52 @@ class PWLU(LearnableActivation):
     :math:`K_R` outside are learnt, N + 5 numbers per unit. The formula is in
     :func:`mm_acon.ops.pwlu`.
 
-    A fresh PWLU is exactly ReLU: :math:`B_R = -B_L` = ``bound``, Y the ReLU
-    of the knots, :math:`K_L = 0`, :math:`K_R = 1`. It is trained from there
+    A fresh PWLU is the function in whose place it stands, ReLU unless
+    another is named, as far as N straight pieces between
+    :math:`B_R = -B_L` = ``bound`` can be: ReLU, LeakyReLU, PReLU, ReLU6 and
+    Hardtanh exactly, others by a least-squares fit. It is trained from there
     (the paper's fix-init), or in the two phases of Sec. 3.3, which
     :class:`PWLURealignHook` drives:
 
-    - Phase I (:meth:`start_phase1`): the output is ReLU, the parameters get
-      a gradient of zero, and ``running_mean`` and ``running_std`` of the
-      input follow every training batch, r <- 0.9 r + 0.1 batch (Eq. 5). The
-      first batch sets them.
-    - Phase II (:meth:`realign`): bounds at mean -+ 3 std, again as ReLU
-      (Eq. 6), then ordinary training.
+    - Phase I (:meth:`start_phase1`): the output is that function itself, the
+      parameters get a gradient of zero, and ``running_mean`` and
+      ``running_std`` of the input follow every training batch,
+      r <- 0.9 r + 0.1 batch (Eq. 5). The first batch sets them.
+    - Phase II (:meth:`realign`): bounds at mean -+ 3 std, again as that
+      function (Eq. 6 for ReLU, a fit for others), then ordinary training.
 
-    The phase is a buffer, so that checkpoints carry it.
+    The phase is a buffer, so that checkpoints carry it. A fixed start serves
+    an input whose std is near bound / 3; a network trained with SiLU or GELU
+    has others, and keeps what it computes by the two phases alone.
 
     Args:
         num_channels (int, optional): C. None takes it from the first input.
         num_intervals (int): N, even, so that a knot lies at 0.
-        bound (float): :math:`B_R` at the start, greater than 0.
+        bound (float, optional): :math:`B_R` at the start, greater than 0.
+            None is 3, or the bound nearest to 3 that puts every corner of
+            ``function`` on a knot, 6 for ReLU6.
         granularity (str): 'channel' for one function per channel, 'layer'
             for one.
         inplace (bool): Accepted, no effect.
         channel_axis (int, optional): Axis of the channels, 1 or -1, as in
             :class:`LearnableActivation`.
+        function (optional): The element-wise function in whose place it
+            stands: a config, ``dict(type='SiLU')``, a name, a class or a
+            module. None is ReLU. A swap hands over what it replaces. Of
+            PReLU the slopes are taken, from a checkpoint of the network
+            before the swap too.
 
     Input and output: (N, C, ...) or (N, ..., C), any floating-point dtype.
     """
 
-    starts_as_relu = True
-
     def __init__(self,
                  num_channels: Optional[int] = None,
                  num_intervals: int = 16,
-                 bound: float = 3.0,
+                 bound: Optional[float] = None,
                  granularity: str = 'channel',
                  inplace: bool = False,
-                 channel_axis: Optional[int] = None) -> None:
+                 channel_axis: Optional[int] = None,
+                 function: FunctionLike = None) -> None:
         super().__init__(num_channels, granularity, inplace, channel_axis)
         if (not isinstance(num_intervals, int) or num_intervals < 2
                 or num_intervals % 2):
@@ -90,6 +101,9 @@ class PWLU(LearnableActivation):
                 'PWLU expects num_intervals to be an even number of at least '
                 '2, so that a knot lies at 0 and the unit can start as ReLU, '
                 f'got {num_intervals!r}.')
+        self.stand_for(function)
+        if bound is None:
+            bound = exact_bound(self.function, num_intervals)
         if not MIN_WIDTH / 2 <= bound < float('inf'):
             raise ValueError('PWLU expects a finite bound of at least '
                              f'{MIN_WIDTH / 2}, got {bound!r}.')
@@ -110,39 +124,57 @@ class PWLU(LearnableActivation):
         self.register_buffer('phase', torch.tensor(self._phase))
 
     def reset_parameters(self) -> None:
-        self._set_relu_form(
-            self.left_bound.new_full((self.num_units, ), -self.bound),
-            self.left_bound.new_full((self.num_units, ), self.bound),
-            self.left_bound.new_ones(self.num_units, dtype=torch.bool))
+        left, right, form = self._start(self.function.slopes)
+        self._set_form(left, right, form)
+
+    def _start(self, slopes: Optional[Tensor]) -> Tuple[Tensor, Tensor, Form]:
+        """Bounds and form of a fresh unit."""
+        right = torch.tensor([float(self.bound)], device='cpu')
+        if slopes is not None:
+            right = right.expand(len(slopes))
+        form = form_of(self.function, self.num_intervals, -right, right,
+                       slopes)
+        return -right, right, form
 
     @torch.no_grad()
-    def _set_relu_form(self, left: Tensor, right: Tensor,
-                       chosen: Tensor) -> None:
-        """Makes the chosen units ReLU with knots between the bounds."""
-        steps = torch.arange(self.num_intervals + 1, device=left.device)
-        length = (right - left) / self.num_intervals
-        knots = left[:, None] + steps * length[:, None]
-        for parameter, value in ((self.points, knots.relu()),
+    def _set_form(self,
+                  left: Tensor,
+                  right: Tensor,
+                  form: Form,
+                  chosen: Optional[Tensor] = None) -> None:
+        """Gives the chosen units, or all, these bounds and that form."""
+        for parameter, value in ((self.points, form.points),
                                  (self.left_bound, left), (self.right_bound,
                                                            right),
-                                 (self.left_slope, torch.zeros_like(left)),
-                                 (self.right_slope, torch.ones_like(left))):
-            mask = chosen[:, None] if value.dim() == 2 else chosen
-            parameter.copy_(
-                torch.where(mask, value.to(parameter.dtype), parameter))
+                                 (self.left_slope, form.left_slope),
+                                 (self.right_slope, form.right_slope)):
+            value = value.to(parameter)
+            if chosen is not None:
+                mask = chosen[:, None] if value.dim() == 2 else chosen
+                value = torch.where(mask, value, parameter)
+            parameter.copy_(value)
 
     def activate(self, x: Tensor) -> Tensor:
         if self._phase == PHASE_1:
             if self.training and not _in_backward():
                 self._update_statistics(x.detach())
-            return _JoinGraph.apply(F.relu(x), *self.parameters())
+            return _JoinGraph.apply(self._replaced(x), *self.parameters())
         return pwlu(x, *self._parameters.values(), channel_axis=1)
+
+    def _replaced(self, x: Tensor) -> Tensor:
+        """The function in whose place the unit stands."""
+        # PReLU's slopes rest in a parameter, which a checkpoint carries.
+        return self.function(x, self.left_slope.detach())
+
+    def curve(self, x: Tensor) -> Tensor:
+        return (self._replaced(x)
+                if self._phase == PHASE_1 else self.activate(x))
 
     @torch.no_grad()
     def _update_statistics(self, x: Tensor) -> None:
         if not x.numel():
             return
-        mean, std = self.moments(x)
+        mean, std = self._moments(x)
         # A batch that overflowed does not count.
         valid = mean.isfinite() & std.isfinite()
         weight = torch.where(self.num_batches == 0, 1.0, 0.1)
@@ -154,6 +186,9 @@ class PWLU(LearnableActivation):
 
     def moments(self, x: Tensor) -> Tuple[Tensor, Tensor]:
         """Mean and standard deviation of an input, float32, one per unit."""
+        return self._moments(self.channels_first(x))
+
+    def _moments(self, x: Tensor) -> Tuple[Tensor, Tensor]:
         axes = [
             axis for axis in range(x.dim())
             if axis != 1 or self.granularity == 'layer'
@@ -179,20 +214,31 @@ class PWLU(LearnableActivation):
 
     @torch.no_grad()
     def realign(self) -> Tensor:
-        r"""Enters Phase II: bounds at mean -+ 3 std, still ReLU (Eq. 6).
+        r"""Enters Phase II: bounds at mean -+ 3 std, still that function.
 
-        Three kinds of unit cannot be ReLU between such bounds and keep the
-        ReLU form they have: all of the input below 0, all of it above 0, and
-        a width below ``mm_acon.ops.pwlu.MIN_WIDTH`` (a dead channel, or one
-        that met no batch).
+        ReLU as in Eq. 6 of the paper. Another function by its least-squares
+        fit in Y, :math:`K_L` and :math:`K_R` under a normal input of that
+        mean and std; one of straight pieces exactly where its corners lie on
+        the new knots.
+
+        A unit keeps the form it has where the width is below
+        ``mm_acon.ops.pwlu.MIN_WIDTH`` (a dead channel, or one that met no
+        batch), and in place of ReLU also where all of the input lies below
+        or above 0, since ReLU cannot be written between such bounds.
 
         Returns:
             Tensor: Boolean, one per unit: whether it was realigned.
         """
         left, right = self.input_range()
-        realigned = (left < 0) & (right > 0) & (right - left >= MIN_WIDTH)
+        realigned = right - left >= MIN_WIDTH
+        if self.function.is_relu:
+            realigned &= (left < 0) & (right > 0)
         if not self.is_lazy:
-            self._set_relu_form(left, right, realigned)
+            if self.function.is_prelu:
+                self.function.slopes = self.left_slope
+            form = form_of(self.function, self.num_intervals, left, right,
+                           self.function.slopes)
+            self._set_form(left, right, form, realigned)
         self._set_phase(PHASE_2)
         return realigned
 
@@ -222,18 +268,35 @@ class PWLU(LearnableActivation):
         union = (self.right_bound - self.left_bound) + (right - left) - overlap
         return torch.where(right > left, overlap / union, torch.nan)
 
-    def is_relu_form(self) -> bool:
+    @property
+    def starts_as_relu(self) -> bool:
+        return self.function.is_relu
+
+    @property
+    def keeps_function(self) -> bool:
+        """Exactly, in every phase but at the realignment."""
+        return bool(self._start(self.function.slopes)[-1].is_exact.all())
+
+    def is_fresh(self) -> bool:
         """Whether the parameters are still those of a fresh PWLU."""
-        fresh = PWLU(self.num_channels, self.num_intervals, self.bound,
-                     self.granularity).to(self.points)
+        slopes = self.left_slope.detach() if self.function.is_prelu else None
+        left, right, form = self._start(slopes)
+        fresh = (form.points, left, right, form.left_slope, form.right_slope)
         return all(
-            torch.equal(mine, other)
-            for mine, other in zip(self.parameters(), fresh.parameters()))
+            torch.equal(mine, other.to(mine).expand_as(mine))
+            for mine, other in zip(self.parameters(), fresh))
+
+    def is_relu_form(self) -> bool:
+        """Whether this is a fresh PWLU in place of ReLU."""
+        return self.function.is_relu and self.is_fresh()
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._phase = int(self.phase)
+        if self.function.is_prelu and self._phase == PHASE_1:
+            self.function.slopes = self.left_slope
 
     def extra_repr(self) -> str:
         return (f'{super().extra_repr()}, num_intervals={self.num_intervals}, '
-                f'bound={self.bound}, phase={self._phase}')
+                f'bound={self.bound}, phase={self._phase}'
+                f'{self.function_repr()}')
