@@ -431,9 +431,8 @@ class LearnableActivation(nn.Module):
                 or any(prefix + key in state_dict
                        for key, _ in self.named_parameters())):
             return False
-        widths = [1] if self.is_lazy and slopes.numel() == 1 else [1, (
-            slopes.numel() if self.is_lazy else self.num_units)]
-        return slopes.dim() == 1 and slopes.numel() in widths
+        return slopes.dim() == 1 and (
+            self.is_lazy or slopes.numel() in (1, self.num_units))
 
     def _adopt(self, state_dict: Dict[str, Tensor], prefix: str) -> None:
         """Starts as the PReLU that is in a checkpoint.

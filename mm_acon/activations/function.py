@@ -78,9 +78,8 @@ class ElementWise:
                 None.
         """
         if self.is_prelu:
-            if slopes is None:
-                slopes = self.slopes.to(x)
-            return F.prelu(x, slopes)
+            slopes = self.slopes if slopes is None else slopes
+            return F.prelu(x, slopes.to(x))
         # No call of a module: hooks on it, and tracers, are for others.
         return self.module.forward(x)
 
@@ -104,17 +103,18 @@ class ElementWise:
     def far_slopes(self) -> Optional[Tuple[float, float]]:
         """Slopes far left and far right, None where they go on changing.
 
-        Of no PReLU, which has its own.
+        Of a PReLU those of its first channel.
         """
         x = torch.tensor([[-60., -59., -30., -29., 29., 30., 59., 60.]],
                          dtype=torch.float64,
                          device='cpu')
-        y = self(x)
+        y = self(x, None if self.slopes is None else self.slopes[:1])
         found = y[0, 1::2] - y[0, ::2]
         left, right = found[:2], found[2:]
         if (left.diff().abs() > 1e-3) or (right.diff().abs() > 1e-3):
             return None
-        return round(left[0].item(), 6), round(right[1].item(), 6)
+        # Plus 0, so that none is -0.
+        return round(left[0].item(), 6) + 0., round(right[1].item(), 6) + 0.
 
     def _refuse_what_is_not_element_wise(self, owner: str) -> None:
         about = f'{owner} stands in place of an element-wise function, and '

@@ -124,6 +124,10 @@ class MetaACON(LearnableActivation):
         beta = self.switching_factor(x)
         return acon(x, self.p1, self.p2, beta, channel_axis=1)
 
+    def curve(self, x: Tensor) -> Tensor:
+        raise ValueError('MetaACON is no function of one number: its beta '
+                         'depends on the whole map.')
+
     def switching_factor(self, x: Tensor) -> Tensor:
         r""":math:`\beta = G(x)`: (N, C), (N, 1) or x's shape."""
         if self.granularity == 'pixel':
