@@ -14,8 +14,7 @@ from ..ops.checks import (axis_of_size, channels_first, channels_last,
                           check_channel_axis, check_device, check_input,
                           unclear_axis)
 from .empty import UnknownWidthError, empty_parameter, fill_parameter
-from .function import (ElementWise, FunctionLike, normal_grid,
-                       relative_difference)
+from .function import ElementWise, FunctionLike, normal_grid
 
 
 def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -235,13 +234,13 @@ class LearnableActivation(nn.Module):
     def difference_from(self,
                         function: FunctionLike = None,
                         mean: Union[float, Tensor] = 0.,
-                        std: Union[float, Tensor] = 1.) -> Tensor:
-        r"""How far each unit is from an element-wise function.
+                        std: Union[float, Tensor] = 1.) -> float:
+        r"""How far it is from an element-wise function.
 
         .. math:: \|f - function\| / \|function\|
 
-        with :math:`\|f\|^2` the mean of f squared over a normal input, out
-        to 6 std.
+        over all units, with :math:`\|f\|^2` the mean of f squared under a
+        normal input, out to 6 std.
 
         Args:
             function (optional): As for :class:`PWLU`. None is the one in
@@ -251,7 +250,7 @@ class LearnableActivation(nn.Module):
             std (float or Tensor): Likewise.
 
         Returns:
-            Tensor: float64, (units,), on the CPU.
+            float: 0 where it is the function.
 
         Raises:
             ValueError: it has no width yet, or is no function of one number.
@@ -266,7 +265,10 @@ class LearnableActivation(nn.Module):
         like = next(self.parameters())
         x, weight = normal_grid(self.num_units, mean, std)
         y = self.curve(x.to(like.device)[None])[0].cpu()
-        return relative_difference(y, function(x[None])[0], weight)
+        true = function(x[None])[0]
+        difference = ((y - true).square() @ weight).sum().sqrt()
+        norm = (true.square() @ weight).sum().sqrt()
+        return (difference / norm).item() if difference else 0.
 
     def train(self, mode: bool = True) -> 'LearnableActivation':
         """Stays in eval mode while nothing of it is trained.

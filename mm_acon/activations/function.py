@@ -212,10 +212,3 @@ def normal_grid(units: int,
                         device='cpu').expand(units)[:, None]
         for value in (mean, std))
     return mean + std * t, torch.exp(-t.square() / 2)
-
-
-def relative_difference(y: Tensor, true: Tensor, weight: Tensor) -> Tensor:
-    """||y - true|| / ||true|| of each row; 0 where both are 0."""
-    difference = ((y - true).square() * weight).sum(-1).sqrt()
-    return torch.where(difference == 0, difference,
-                       difference / (true.square() * weight).sum(-1).sqrt())

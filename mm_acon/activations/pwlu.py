@@ -9,7 +9,7 @@ from ..ops import pwlu
 from ..ops.pwlu import MIN_WIDTH
 from .base import LearnableActivation
 from .function import FunctionLike
-from .pwlu_fit import Form, exact_bound, form_of
+from .pwlu_fit import Form, exact_bound, form_of, with_knots_at_corners
 
 # Values of the buffer `phase`.
 NO_PHASES, PHASE_1, PHASE_2 = 0, 1, 2
@@ -163,6 +163,10 @@ class PWLU(LearnableActivation):
 
     def _replaced(self, x: Tensor) -> Tensor:
         """The function in whose place the unit stands."""
+        if self.channel_axis == -1 and not self.function.is_prelu:
+            # As it lies: torch has other kernels for some functions of what
+            # is not contiguous, and they round otherwise.
+            return self.function(x.movedim(1, -1)).movedim(-1, 1)
         # PReLU's slopes rest in a parameter, which a checkpoint carries.
         return self.function(x, self.left_slope.detach())
 
@@ -216,23 +220,33 @@ class PWLU(LearnableActivation):
     def realign(self) -> Tensor:
         r"""Enters Phase II: bounds at mean -+ 3 std, still that function.
 
-        ReLU as in Eq. 6 of the paper. Another function by its least-squares
-        fit in Y, :math:`K_L` and :math:`K_R` under a normal input of that
-        mean and std; one of straight pieces exactly where its corners lie on
-        the new knots.
-
-        A unit keeps the form it has where the width is below
+        ReLU as in Eq. 6 of the paper. Three kinds of unit cannot be ReLU
+        between such bounds and keep the form they have: all of the input
+        below 0, all of it above 0, and a width below
         ``mm_acon.ops.pwlu.MIN_WIDTH`` (a dead channel, or one that met no
-        batch), and in place of ReLU also where all of the input lies below
-        or above 0, since ReLU cannot be written between such bounds.
+        batch).
+
+        Another function by its least-squares fit in Y, :math:`K_L` and
+        :math:`K_R` under a normal input of that mean and std. One of
+        straight pieces exactly: the bounds move by up to half an interval,
+        so that a knot lies at its corner. The width is ``MIN_WIDTH`` at
+        least, so that a channel that hardly varies keeps its value, and a
+        unit that met no batch keeps the form it has.
 
         Returns:
             Tensor: Boolean, one per unit: whether it was realigned.
         """
         left, right = self.input_range()
-        realigned = right - left >= MIN_WIDTH
         if self.function.is_relu:
-            realigned &= (left < 0) & (right > 0)
+            realigned = ((left < 0) & (right > 0)
+                         & (right - left >= MIN_WIDTH))
+        else:
+            realigned = self.num_batches > 0
+            # A margin, since the width is what is left after rounding.
+            missing = (1.001 * MIN_WIDTH - (right - left)).clamp(min=0)
+            left, right = with_knots_at_corners(
+                self.function, self.num_intervals, left - missing / 2,
+                right + missing / 2)
         if not self.is_lazy:
             if self.function.is_prelu:
                 self.function.slopes = self.left_slope

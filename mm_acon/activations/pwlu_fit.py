@@ -1,6 +1,6 @@
 """PWLU's numbers for a function between given bounds."""
 import functools
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -28,11 +28,11 @@ def form_of(function: ElementWise,
             slopes: Optional[Tensor] = None) -> Form:
     r"""The numbers with which a PWLU is a function, as well as it can be.
 
-    Where all corners of a function of straight pieces that lie between the
-    bounds lie on knots, and for ReLU always (arXiv 2104.03693, Eq. 6), Y are
-    its values at the knots and :math:`K_L`, :math:`K_R` its slopes at the
-    bounds. Otherwise they are its least-squares fit under a normal input
-    whose mean -+ 3 std are the bounds.
+    Where all corners of a function of straight pieces lie on knots, or out
+    of reach, and for ReLU always (arXiv 2104.03693, Eq. 6), Y are its values
+    at the knots and :math:`K_L`, :math:`K_R` its slopes at the bounds.
+    Otherwise they are its least-squares fit under a normal input whose mean
+    -+ 3 std are the bounds, out to 6 std.
 
     Args:
         function (ElementWise): The function.
@@ -56,11 +56,13 @@ def form_of(function: ElementWise,
     for corner in function.corners:
         place = (corner - left) / length
         on_knot = (place - place.round()).abs() <= _ON_KNOT
-        beyond = (place < -_ON_KNOT) | (place > num_intervals + _ON_KNOT)
-        interpolated = interpolated & (on_knot | beyond)
-        is_exact = is_exact & on_knot & ~beyond
+        # From the middle of the bounds, 6 std are N intervals.
+        distance = (place - num_intervals / 2).abs()
+        is_exact = is_exact & on_knot & (distance <= num_intervals / 2 +
+                                         _ON_KNOT)
+        interpolated = interpolated & (is_exact | (distance >= num_intervals))
     form = Form(points, *function.outer_slopes(left, right, slopes), is_exact)
-    if function.is_relu:
+    if function.is_relu or interpolated.all():
         return form
     fit = _fit(function, num_intervals, left, right, slopes)
     return Form(*(torch.where(
@@ -93,6 +95,44 @@ def exact_bound(function: ElementWise, num_intervals: int) -> float:
     return min((bound for bound in found if error(bound) <= _ON_KNOT),
                key=lambda bound: (error(bound) > 0, abs(bound - 3), -bound),
                default=3.)
+
+
+def with_knots_at_corners(function: ElementWise, num_intervals: int,
+                          left: Tensor,
+                          right: Tensor) -> Tuple[Tensor, Tensor]:
+    """Bounds near those given, with a knot at every corner between them.
+
+    Around one corner they move by half an interval at most. Around two their
+    distance changes too; a unit whose bounds would come to less than half of
+    what they span stays as it is. So does ReLU, for which Eq. 6 has the
+    bounds as they are.
+
+    Args:
+        function (ElementWise): The function.
+        num_intervals (int): N.
+        left (Tensor): :math:`B_L`, (units,).
+        right (Tensor): :math:`B_R`, (units,).
+    """
+    if function.corners is None or function.is_relu:
+        return left, right
+    first, last = function.corners[0], function.corners[-1]
+    low, high = left.double(), right.double()
+    has_first = (low < first) & (first < high)
+    has_last = (low < last) & (last < high)
+    length = (high - low) / num_intervals
+    # As many whole intervals between the two corners as fit best.
+    between = ((last - first) / length).round().clamp(min=1)
+    new_length = torch.where(has_first & has_last & (first < last),
+                             (last - first) / between, length)
+    middle = (low + high) / 2
+    anchor = torch.where(has_first, first, last)
+    index = ((anchor - middle) / new_length).round() + num_intervals // 2
+    new_left = anchor - index * new_length
+    moved = (has_first | has_last) & (new_length >= length / 2)
+    return (torch.where(moved, new_left.to(left), left),
+            torch.where(moved,
+                        (new_left + num_intervals * new_length).to(right),
+                        right))
 
 
 def _values(function: ElementWise, x: Tensor,
