@@ -134,8 +134,7 @@ class ElementWise:
         self.module.train()
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             try:
-                y = self(x)
-                again = self(x)
+                y, again = self(x.clone()), self(x)
                 mixed = self(torch.where(some, x, other))
                 turned = self(x.flip(0, 1, 2, 3)).flip(0, 1, 2, 3)
             except Exception as error:
@@ -143,6 +142,13 @@ class ElementWise:
                     f'{about}{self.name} is none: it fails on a tensor of '
                     f'shape {tuple(x.shape)} ({type(error).__name__}: '
                     f'{error}).') from error
+        if isinstance(y, Tensor) and not y.isfinite().all():
+            raise ValueError(f'{about}{self.name} has no value for some '
+                             'numbers from -8 to 8.')
+        if isinstance(y, Tensor) and not torch.equal(y, again):
+            raise ValueError(
+                f'{about}{self.name} gives the same number another value in '
+                'another call of training.')
         if (not isinstance(y, Tensor) or y.shape != x.shape
                 or not torch.equal(x, before)
                 or not torch.allclose(mixed[some], y[some])
@@ -150,13 +156,6 @@ class ElementWise:
             raise ValueError(
                 f'{about}{self.name} is none: a number of its output depends '
                 'on more than one of the input.')
-        if not torch.equal(y, again):
-            raise ValueError(
-                f'{about}{self.name} gives the same number another value in '
-                'another call of training.')
-        if not y.isfinite().all():
-            raise ValueError(f'{about}{self.name} has no value for some '
-                             'numbers from -8 to 8.')
 
 
 def _build(function: FunctionLike, owner: str) -> nn.Module:

@@ -69,17 +69,18 @@ def for_test(module: nn.Module, errors: List[str], missing: List[str],
              unexpected: List[str]) -> dict:
     """All must be there that decides what the network computes.
 
-    An activation that starts as ReLU may be missing, and a part that the
+    An activation that starts as the function in whose place it stands, which
+    is ReLU if none is named, may be missing, and a part that the
     model does not have may be there, unless it tells of a deeper network or
     of other activations.
     """
-    relus = {
+    kept = {
         f'{name}.{key}'
         for name, activation in activations_of(module).items()
-        if activation.starts_as_relu for key in activation.state_dict()
+        if activation.keeps_function for key in activation.state_dict()
     }
     return for_resume(
-        module, errors, [key for key in missing if key not in relus],
+        module, errors, [key for key in missing if key not in kept],
         [key for key in unexpected if _tells_another(module, key)])
 
 

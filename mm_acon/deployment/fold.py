@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ..activations import (ACONA, ACONB, ACONC, PWLU, ACONFReLU,
                            LearnableActivation, MetaACON)
 from ..activations.pwlu import PHASE_1
-from ..ops.checks import compute_dtype, per_channel
+from ..ops.checks import (channels_first, channels_last, compute_dtype,
+                          per_channel)
 from ..ops.pwlu import inference_table, pwlu_table
 
 
@@ -24,7 +25,8 @@ def fold_activations(model: nn.Module) -> nn.Module:
     - ACON: :math:`x (a \sigma(b x) + p_2)` with :math:`a = p_1 - p_2`,
       :math:`b = \beta a`. meta-ACON the same, with :math:`\beta` computed.
     - PWLU: the inference table of arXiv 2104.03693, Sec. 4.3, one look-up
-      and one multiply-add. In Phase I: ReLU.
+      and one multiply-add. In Phase I: the function in whose place it
+      stands, ReLU or another.
 
     In PyTorch itself the compiled operators are faster than this.
 
@@ -58,9 +60,23 @@ def fold_activations(model: nn.Module) -> nn.Module:
 
 
 def _fold(module: nn.Module) -> nn.Module:
+    if isinstance(module, PWLU) and module.current_phase == PHASE_1:
+        function = copy.deepcopy(module.function)
+        if not function.is_prelu:
+            return function.module  # It asks for no axis.
+        function.slopes = module.left_slope
+        folded = function.module.to(module.points)
+    else:
+        folded = _of_axis_1(module)
+    if folded is module or module.channel_axis != -1:
+        return folded
+    return _LastAxis(folded)
+
+
+def _of_axis_1(module: nn.Module) -> nn.Module:
+    """The same for input of shape (N, C, ...)."""
     if isinstance(module, PWLU):
-        in_phase1 = module.current_phase == PHASE_1
-        return nn.ReLU() if in_phase1 else _PWLU(module)
+        return _PWLU(module)
     if isinstance(module, MetaACON):
         return _MetaACON(module)
     if isinstance(module, (ACONA, ACONB, ACONC)):
@@ -68,6 +84,19 @@ def _fold(module: nn.Module) -> nn.Module:
     if isinstance(module, ACONFReLU):
         return _ACONFReLU(module)
     return module
+
+
+class _LastAxis(nn.Module):
+    """A folded activation for input whose channels lie in the last axis."""
+
+    def __init__(self, folded: nn.Module) -> None:
+        super().__init__()
+        self.folded = folded
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 2:
+            return self.folded(x)
+        return channels_last(self.folded(channels_first(x)), x)
 
 
 class _Folded(nn.Module):

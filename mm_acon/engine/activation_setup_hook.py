@@ -1,12 +1,16 @@
 import logging
+from typing import Dict
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
+from torch import nn
 
-from ..activations import keep_start
+from ..activations import PWLU, keep_start
+from ..activations.base import activations_of
+from ..activations.pwlu import NO_PHASES
 from ..swap.keys import listed
 from .optim_wrapper_constructor import left_out, unwrapped
 from .widths import find_widths, training_batch, without_width
@@ -23,6 +27,8 @@ class ActivationSetupHook(Hook):
     - The model's ``init_weights`` leaves activations as they are.
     - Activation parameters that require a gradient and are in no optimizer
       are named in a warning.
+    - So are fresh PWLUs whose fixed start does not keep the function in whose
+      place they stand, unless PWLURealignHook is there.
 
     ``tools/train.py`` puts it in; in other projects:
 
@@ -45,6 +51,38 @@ class ActivationSetupHook(Hook):
 
     def before_train(self, runner) -> None:
         warn_of_left_out(runner)
+        # Here, since that file imports this one.
+        from .pwlu_realign_hook import PWLURealignHook
+        if not any(
+                isinstance(hook, PWLURealignHook) for hook in runner.hooks):
+            warn_of_fixed_start(unwrapped(runner.model))
+
+
+def warn_of_fixed_start(model: nn.Module) -> None:
+    """Says how far fresh PWLUs are from what was there before."""
+    found: Dict[str, PWLU] = {}
+    count = 0
+    for module in activations_of(model).values():
+        if (isinstance(module, PWLU) and module.current_phase == NO_PHASES
+                and not module.keeps_function and module.is_fresh()):
+            found.setdefault(module.function.name, module)
+            count += 1
+    if not found:
+        return
+    figures = []
+    for name, module in found.items():
+        at_one = module.difference_from()
+        worst = max(module.difference_from(std=std) for std in (.1, 10.))
+        figures.append(f'{name} by {at_one:.1%} where the input has a std of '
+                       f'1, by {worst:.1%} where it is 0.1 or 10')
+    print_log(
+        f'{count} PWLU are fresh, and their fixed bounds change the function '
+        f'that was there: {"; ".join(figures)}. A network that was trained '
+        "with it loses what it learnt. Write custom_hooks=[dict(type="
+        "'PWLURealignHook', phase1_epochs=1)], which begins with that function "
+        'itself and then fits every channel.',
+        logger='current',
+        level=logging.WARNING)
 
 
 def warn_of_left_out(runner) -> None:

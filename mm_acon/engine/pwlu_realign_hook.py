@@ -1,6 +1,6 @@
 import logging
 import math
-from typing import Dict, List, Optional
+from typing import Dict, Iterable, List, Optional
 
 import torch
 from mmengine.dist import all_gather, get_world_size
@@ -24,10 +24,11 @@ from .optim_wrapper_constructor import single_wrappers, unwrapped
 class PWLURealignHook(Hook):
     """Trains PWLU in its two phases (arXiv 2104.03693, Sec. 3.3).
 
-    In Phase I every PWLU is ReLU, its parameters rest and the statistics of
-    its input are followed, pooled over all ranks after every step. At the
-    start of Phase II the bounds are set to mean -+ 3 std (Eq. 6), and
-    ordinary training begins. Copies that follow the model by momentum take
+    In Phase I every PWLU is the function in whose place it stands, ReLU or
+    another, its parameters rest and the statistics of its input are followed,
+    pooled over all ranks after every step. At the start of Phase II the
+    bounds are set to mean -+ 3 std (Eq. 6) with that function between them,
+    the log says how well, and ordinary training begins. Copies that follow the model by momentum take
     part: EMA's and those of other hooks, and inside the model a part of the
     same structure without gradient whose weights move, the teacher of
     MeanTeacherHook, MoCo's key encoder, BYOL's target network. The phase is
@@ -75,7 +76,7 @@ class PWLURealignHook(Hook):
         for name, module in modules.items():
             if module.current_phase != NO_PHASES:
                 continue
-            if runner.iter < self._first_iter and module.is_relu_form():
+            if runner.iter < self._first_iter and module.is_fresh():
                 for copy in [module, *_outside(runner, name)]:
                     copy.start_phase1()
             else:
@@ -104,7 +105,8 @@ class PWLURealignHook(Hook):
         self._meet_followers(runner)
         self._let_parameters_rest(runner)
         print_log(
-            f'PWLU: {len(self._waiting)} modules are in Phase I (ReLU) up to '
+            f'PWLU: {len(self._waiting)} modules are in Phase I '
+            f'({", ".join(_by_function(self._waiting.values()))}) up to '
             f'iteration {self._first_iter}',
             logger='current')
 
@@ -175,17 +177,30 @@ class PWLURealignHook(Hook):
         before = mean_iou(modules)
         realigned = torch.cat([module.realign() for module in modules])
         after = mean_iou(modules)
+        changes = {
+            function: [
+                module.difference_from(
+                    mean=module.running_mean, std=module.running_std)
+                for module in group if not module.is_lazy
+            ]
+            for function, group in _by_function(modules).items()
+        }
+        changes = {name: values for name, values in changes.items() if values}
         for name, module in self._waiting.items():
             for copy in [*_outside(runner, name), *self._followers[module]]:
                 copy.load_state_dict(module.state_dict())
         self._waiting, self._mirrors, self._followers = {}, [], {}
         self._remove_handles()
         total, count = realigned.numel(), int(realigned.sum())
+        form = 'ReLU form' if changes.keys() == {'ReLU'} else 'form'
         print_log(
             f'PWLU: Phase II starts at iteration {runner.iter}. {count} of '
             f'{total} units were realigned, {total - count} degenerate ones '
-            f'keep their ReLU form. Mean alignment IOU {before:.3f} before, '
-            f'{after:.3f} after',
+            f'keep their {form}. Mean alignment IOU {before:.3f} before, '
+            f'{after:.3f} after. The realignment changed ' + '; '.join(
+                f'{name} by {sum(values) / len(values):.2%} in the mean of '
+                f'{len(values)} modules, {max(values):.2%} at most'
+                for name, values in changes.items()),
             logger='current')
 
     def _meet_followers(self, runner) -> None:
@@ -215,6 +230,14 @@ class PWLURealignHook(Hook):
                     for copy in copies:
                         if copy.current_phase == NO_PHASES:
                             copy.start_phase1()
+
+
+def _by_function(modules: Iterable[PWLU]) -> Dict[str, List[PWLU]]:
+    """By the name of the function in whose place they stand."""
+    found: Dict[str, List[PWLU]] = {}
+    for module in modules:
+        found.setdefault(module.function.name, []).append(module)
+    return found
 
 
 def _outside(runner, name: str) -> List[PWLU]:

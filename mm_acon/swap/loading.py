@@ -141,6 +141,10 @@ def _report(module: nn.Module, state_dict: dict, prefix: str) -> None:
     for name, activation in activations_of(module).items():
         keys = dict(activation.named_parameters(prefix=name)).keys()
         expected += len(keys)
+        if activation.adopts(state_dict, f'{prefix}{name}.'):
+            # It starts as the PReLU that was there.
+            loaded |= keys
+            unused.remove(f'{name}.weight')
         num_fresh += len(keys - loaded)
         if keys - loaded:
             fresh[name] = activation
@@ -152,14 +156,15 @@ def _report(module: nn.Module, state_dict: dict, prefix: str) -> None:
     if unused:
         message += f'. Not used of the checkpoint: {listed(unused)}'
     warnings = _warnings(module, fresh, unused)
-    resting = [
-        name for name, activation in activations_of(module).items()
+    resting = {
+        name: activation.function.name for name, activation in activations_of(module).items()
         if isinstance(activation, PWLU) and f'{name}.phase' in loaded
         and state_dict[f'{prefix}{name}.phase'] == PHASE_1
-    ]
+    }
     if resting:
         warnings.append(
-            f'{len(resting)} PWLU come in Phase I and compute ReLU until '
+            f'{len(resting)} PWLU come in Phase I and compute '
+            f'{" and ".join(sorted(set(resting.values())))} until '
             'PWLURealignHook in custom_hooks ends it')
     if not loaded:
         prefixes = prefixes_of(own, given)
@@ -181,7 +186,10 @@ def _warnings(module: nn.Module, fresh: Dict[str, LearnableActivation],
     found = []
     types = sorted({
         type(activation).__name__
-        for activation in fresh.values() if not activation.starts_as_relu
+        for activation in fresh.values()
+        # A PWLU keeps its function in Phase I; ActivationSetupHook warns
+        # where there is none.
+        if not (activation.keeps_function or isinstance(activation, PWLU))
     })
     if types:
         found.append(

@@ -133,7 +133,10 @@ def _line(axes: Axes, x: Tensor, y: Tensor, number: int, label: str) -> None:
 
 @styled
 def shapes_figure(snapshots: Sequence[Snapshot]) -> Figure:
-    """Learnt activations beside ReLU (arXiv 2104.03693, Fig. 7)."""
+    """Learnt activations beside ReLU (arXiv 2104.03693, Fig. 7).
+
+    Or beside the function in whose place they stand.
+    """
     figure, axes = grid_of_axes(len(snapshots), (4.2, 3.2))
     for snapshot, panel in zip(snapshots, axes):
         _draw_shape(panel, snapshot, _shape_limits([snapshot]))
@@ -143,8 +146,10 @@ def shapes_figure(snapshots: Sequence[Snapshot]) -> Figure:
 
 
 def _explain_shapes(figure: Figure, snapshots: Sequence[Snapshot]) -> None:
+    others = any(snapshot.replaced is not None for snapshot in snapshots)
+    label = 'what was there before' if others else 'ReLU'
     handles = [
-        Line2D([], [], color='black', ls='--', lw=1.2, label='ReLU'),
+        Line2D([], [], color='black', ls='--', lw=1.2, label=label),
         Patch(color='0.88', label="distribution of the layer's input")
     ]
     if any(snapshot.bounds is not None for snapshot in snapshots):
@@ -177,9 +182,13 @@ def _draw_shape(axes: Axes, snapshot: Snapshot, limits: Limits) -> None:
     axes.set_zorder(density.get_zorder() + 1)
     axes.patch.set_visible(False)
 
-    ends = torch.tensor([limits[0][0], 0, limits[0][1]])
-    axes.plot(ends, ends.relu(), color='black', ls='--', lw=1.2)
     grid, bounds = snapshot.grid.cpu(), None
+    if snapshot.replaced is None:
+        ends = torch.tensor([limits[0][0], 0, limits[0][1]])
+        axes.plot(ends, ends.relu(), color='black', ls='--', lw=1.2)
+    else:
+        axes.plot(
+            grid, snapshot.replaced.cpu(), color='black', ls='--', lw=1.2)
     if snapshot.bounds is not None:
         bounds = snapshot.drawn_bounds.tolist()
     for row, curve in enumerate(snapshot.curves.cpu()):

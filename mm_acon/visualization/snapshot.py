@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import PWLU, LearnableActivation, MetaACON
-from ..activations.pwlu import PHASE_1
 from ..ops import acon
 from ..ops.pwlu import MIN_WIDTH, inference_table
 
@@ -38,6 +37,8 @@ class Snapshot:
         iou: IOU of PWLU's bounds and of mean -+ 3 std of this input
             (arXiv 2104.03693, Eq. 7), (units,), NaN where the input is
             constant, or None.
+        replaced: Outputs of the function in whose place it stands, (L,), or
+            None for ReLU.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Snapshot:
     slopes: Optional[Tensor] = None
     bounds: Optional[Tensor] = None
     iou: Optional[Tensor] = None
+    replaced: Optional[Tensor] = None
 
     @property
     def degenerate(self) -> Optional[Tensor]:
@@ -76,7 +78,7 @@ def take(name: str,
     Args:
         name (str): The module's name.
         module (LearnableActivation): One of :func:`curve_activations`.
-        x (Tensor): Its input, (N, C, ...).
+        x (Tensor): Its input.
         factor (Tensor, optional): :math:`G(x)` of a meta-ACON.
         num_channels (int): K, how many curves there are at most, of
             channels spread evenly over the layer.
@@ -91,6 +93,7 @@ def take(name: str,
         slopes = inference_table(*module.parameters())[0].float()
         bounds = torch.stack([module.left_bound, module.right_bound], 1)
         iou = module.alignment_iou(x).float()
+    x = module.channels_first(x)
     # All channels share a layer-wise activation, apart from meta-ACON's p1
     # and p2.
     channels = []
@@ -100,9 +103,12 @@ def take(name: str,
     rows = channels or [0]
     grid = _grid(values, None if bounds is None else bounds[rows])
     curves = _curves(module, grid, x.shape[1], factor)[rows].float()
+    replaced = None
+    if module.function is not None and not module.function.is_relu:
+        replaced = module.function(grid.expand(1, x.shape[1], -1))[0, rows[0]]
     return Snapshot(name,
                     type(module).__name__, x.shape[1], values, channels, grid,
-                    curves, beta, slopes, bounds, iou)
+                    curves, beta, slopes, bounds, iou, replaced)
 
 
 def _columns(x: Tensor) -> Tensor:
@@ -144,10 +150,9 @@ def _curves(module: LearnableActivation, grid: Tensor, num_channels: int,
     lines = grid.expand(1, num_channels, -1)
     if isinstance(module, MetaACON) and module.granularity != 'pixel':
         return acon(lines, module.p1, module.p2, factor[:1])[0]
-    if isinstance(module, PWLU) and module.current_phase == PHASE_1:
-        # In training a call would count the grid as an input.
-        return lines[0].relu()
-    return module.activate(lines)[0]
+    if isinstance(module, MetaACON):
+        return module.activate(lines)[0]
+    return module.curve(lines)[0]
 
 
 class Observer:

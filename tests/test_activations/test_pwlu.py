@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from mm_acon import PWLU
 from mm_acon.ops import pwlu
 from mm_acon.ops.pwlu import MIN_WIDTH
-from tests.utils import ASSIGN, DTYPES, RELU_OF_HALF, run
+from tests.utils import ASSIGN, DTYPES, RELU_OF_HALF, assert_near, run
 
 # For PyTorch's ReLU, which Phase I is.
 RELU_DTYPES = [
@@ -724,3 +725,307 @@ def test_refused_bound(bound):
 def test_least_bound():
     unit, x = PWLU(3, bound=MIN_WIDTH / 2), maps(2, 3, 5)
     torch.testing.assert_close(unit(x), F.relu(x))
+
+
+# In place of other functions.
+
+# What stands there, and what it is; those of straight pieces first.
+PIECES = [
+    ('ReLU6', F.relu6),
+    (dict(type='LeakyReLU', negative_slope=.1), lambda x: F.leaky_relu(x, .1)),
+    (dict(type='PReLU', init=.3), lambda x: F.prelu(x, torch.full((3, ), .3))),
+    (nn.Hardtanh(), F.hardtanh),
+]
+SMOOTH = [('SiLU', F.silu), (dict(type='GELU'), F.gelu),
+          ('HSwish', F.hardswish), (nn.ELU(inplace=True), F.elu),
+          ('Mish', F.mish), ('Tanh', torch.tanh)]
+ANY = pytest.mark.parametrize('function, true', [(None, F.relu), *PIECES,
+                                                 *SMOOTH])
+
+
+def test_by_hand_in_place_of_leaky_relu():
+    """Mean 0.1 and std 0.5 give [-1.4, 1.6], moved so that a knot is at 0."""
+    kwargs = dict(
+        num_intervals=4, function=dict(type='LeakyReLU', negative_slope=.5))
+    unit = PWLU(1, **kwargs)
+    assert (unit.bound, unit.left_slope) == (3, .5)
+    assert unit.points.tolist() == [[-1.5, -.75, 0, 1.5, 3]]
+    unit = with_statistics([.1], [.5], **kwargs)
+    assert unit.realign().tolist() == [True]
+    found = [unit.left_bound, *unit.points[0], unit.right_bound]
+    assert [round(value.item(), 5) for value in found
+            ] == [-1.5, -.75, -.375, 0, .75, 1.5, 1.5]
+    assert (unit.left_slope, unit.right_slope) == (.5, 1)
+
+
+@pytest.mark.parametrize('channel_axis', [1, -1])
+@pytest.mark.parametrize('granularity', ['channel', 'layer'])
+@ANY
+def test_phase1_is_the_function(function, true, granularity, channel_axis):
+    """To the last bit, with a gradient for every parameter."""
+    unit = PWLU(
+        3,
+        granularity=granularity,
+        function=function,
+        channel_axis=channel_axis)
+    unit.start_phase1()
+    x = 4 * maps(5, 3, 7, 9)
+    if channel_axis == -1:
+        x = x.permute(0, 2, 3, 1).contiguous()
+    if isinstance(function, dict) and function['type'] == 'PReLU':
+        def true(x):  # noqa: E306
+            return F.leaky_relu(x, .3)
+    y, (grad, ) = run(unit, x)
+    true_y, (true_grad, ) = run(true, x)
+    assert torch.equal(y, true_y) and torch.equal(grad, true_grad)
+    assert not any(p.grad.any() for p in unit.parameters())
+    first = unit.channels_first(x)
+    axes = (0, 2, 3) if granularity == 'channel' else (0, 1, 2, 3)
+    assert_near(unit.running_mean, first.mean(axes).view(-1))
+    assert_near(unit.running_std, first.std(axes, correction=0).view(-1))
+    # And no statistic moves in eval mode.
+    assert torch.equal(unit.eval()(x), true_y)
+    assert unit.num_batches.tolist() == [1] * unit.num_units
+
+
+@pytest.mark.parametrize('function, true', PIECES)
+def test_pieces_start_exactly(function, true):
+    unit = PWLU(3, function=function)
+    x = 5 * maps(50, 3, 20)
+    y, (grad, ) = run(unit, x)
+    true_y, (true_grad, ) = run(true, x)
+    torch.testing.assert_close(y, true_y, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grad, true_grad, rtol=1e-6, atol=1e-6)
+    assert unit.keeps_function and not unit.starts_as_relu
+    assert unit.is_fresh() and not unit.is_relu_form()
+
+
+def test_relu6_starts_to_the_last_bit():
+    unit, x = PWLU(3, function='ReLU6'), 9 * maps(500, 3, 20)
+    assert torch.equal(unit(x), F.relu6(x))
+
+
+@pytest.mark.parametrize('function, true', SMOOTH)
+def test_smooth_functions_start_near(function, true):
+    """Far closer than ReLU, which would be there otherwise."""
+    unit = PWLU(3, function=function)
+    x = maps(500, 3, 20)
+    gap = (unit(x) - true(x)).norm() / true(x).norm()
+    assert unit.difference_from() == pytest.approx(gap.item(), rel=.05)
+    assert gap < .006 < .1 * (F.relu(x) - true(x)).norm() / true(x).norm()
+    assert not unit.keeps_function and unit.is_fresh()
+
+
+@pytest.mark.parametrize('mean, std', [(0., 1.), (-1., .3), (.5, 4.),
+                                       (8., .5), (-3., 1e-5), (1., 0.)])
+@ANY
+def test_realigned_unit_is_near(function, true, mean, std):
+    """Of the input that it has met; exactly the function of one value."""
+    unit = with_statistics([0., 0., mean], [1., 1., std], function=function)
+    realigned = unit.realign()
+    x = mean + std * maps(3000, 3)
+    expected = true(x)[:, 2]
+    gap = (unit(x)[:, 2] - expected).square().mean().sqrt()
+    scale = max(expected.square().mean().sqrt(), std)
+    left, right = mean - 3 * std, mean + 3 * std
+    if function is None:
+        assert realigned[2].item() is (left < 0 < right)
+        assert gap <= .04 * scale
+        return
+    assert realigned.all()
+    assert unit.right_bound[2] - unit.left_bound[2] >= MIN_WIDTH
+    assert gap <= (.1 if function == 'Tanh' and std == 4 else .02) * scale
+    if (function, true) in PIECES and left < 0 < right < 6 and mean < std:
+        assert gap <= 1e-6 * scale
+    if std < .01:
+        assert gap <= 1e-5
+
+
+def test_realigned_with_a_knot_at_the_corner():
+    """The bounds move by half an interval of 6 std / 16 at most."""
+    mean, std = torch.randn(50), torch.rand(50) + .1
+    unit = with_statistics(
+        mean.tolist(), std.tolist(), function='LeakyReLU')
+    unit.realign()
+    left, right = unit.input_range()
+    assert ((unit.left_bound - left).abs() <= std * 6 / 16 / 2 + 1e-5).all()
+    torch.testing.assert_close(unit.right_bound - unit.left_bound,
+                               right - left)
+    assert (unit.alignment_iou() > .93).all()
+    assert unit.difference_from(
+        mean=unit.running_mean, std=unit.running_std) < .002
+
+
+def test_units_that_met_nothing_keep_their_form():
+    unit = PWLU(2, function='SiLU')
+    unit.start_phase1()
+    unit.running_std[0] = unit.num_batches[0] = 1
+    before = copy.deepcopy(unit.state_dict())
+    assert unit.realign().tolist() == [True, False]
+    for key in ('points', 'left_bound', 'left_slope'):
+        assert torch.equal(unit.state_dict()[key][1], before[key][1])
+    assert unit.realign().tolist() == [True, False]
+
+
+def test_a_bound_that_is_given_stays():
+    unit = PWLU(3, bound=4.5, function='ReLU6')
+    assert unit.right_bound.tolist() == [4.5] * 3
+    assert not unit.keeps_function
+    assert 0 < unit.difference_from() < .05
+
+
+def test_the_default_bound_of_relu():
+    assert PWLU(3).bound == PWLU(3, bound=3.).bound == 3
+    assert_relu_form(PWLU(3), 0, -3, 3)
+
+
+@pytest.mark.parametrize('way', [
+    copy.deepcopy, through_pickle,
+    lambda unit: through_state(unit, PWLU(3, function='SiLU'))
+])
+def test_copies_keep_the_function(way):
+    unit = PWLU(3, function='SiLU')
+    unit.start_phase1()
+    copied, x = way(unit), maps(4, 3, 9)
+    assert copied.function.name == 'SiLU' and copied.current_phase == 1
+    assert torch.equal(copied(x), F.silu(x))
+    assert torch.equal(unit(x), F.silu(x))
+    assert_same(statistics(unit), statistics(copied))
+
+
+def through_state(unit, loaded):
+    loaded.load_state_dict(unit.state_dict())
+    return loaded
+
+
+def test_the_function_is_no_part_of_the_module():
+    unit, plain = PWLU(3, function=nn.PReLU(3)), PWLU(3)
+    assert list(unit.state_dict()) == list(plain.state_dict())
+    assert [n for n, _ in unit.named_modules()] == ['']
+    assert len(list(unit.parameters())) == 5
+
+
+@pytest.mark.parametrize('function, text', [
+    (None, 'phase=0)'), ('SiLU', 'phase=0, function=SiLU())'),
+    (nn.LeakyReLU(.2), 'function=LeakyReLU(negative_slope=0.2))')
+])
+def test_repr_tells_the_function(function, text):
+    assert repr(PWLU(3, function=function)).endswith(text)
+
+
+def test_lazy_in_place_of_a_function():
+    unit = PWLU(function='SiLU')
+    unit(maps(2, 5, 3, 3))
+    assert torch.equal(unit.points, PWLU(5, function='SiLU').points)
+
+
+@ASSIGN
+def test_function_on_meta():
+    with torch.device('meta'):
+        loaded = PWLU(3, function='GELU')
+    unit = PWLU(3, function='GELU')
+    loaded.load_state_dict(unit.state_dict(), assign=True)
+    x = maps(4, 3, 9)
+    assert torch.equal(loaded(x), unit(x))
+
+
+@pytest.mark.parametrize('function', ['SiLU', 'LeakyReLU', nn.PReLU(3)])
+def test_compiles_in_phase1(function):
+    unit, x = PWLU(3, function=function).eval(), maps(4, 3, 9, 9)
+    unit.start_phase1()
+    torch._dynamo.reset()
+    compiled = torch.compile(unit, backend='eager', fullgraph=True)
+    torch.testing.assert_close(compiled(x), unit(x))
+
+
+@pytest.mark.parametrize('mean, std', [(0., 1.), (.5, 2.)])
+def test_difference_by_hand(mean, std):
+    """Of 1.01 x from x: 1 percent, whatever the input."""
+    unit = PWLU(2, function=nn.Identity())
+    with torch.no_grad():
+        for name in ('points', 'left_slope', 'right_slope'):
+            getattr(unit, name).mul_(1.01)
+    percent = pytest.approx(.01, rel=1e-5)
+    assert unit.difference_from(mean=mean, std=std) == percent
+    each = torch.tensor([mean, 0.])
+    assert unit.difference_from(mean=each, std=std) == percent
+    assert unit.difference_from('ReLU') > .5
+    assert PWLU(2).difference_from() == 0
+    with torch.no_grad():
+        unit.points.add_(1)
+    unit.start_phase1()
+    assert unit.difference_from() == 0
+    assert not unit.num_batches.any()
+
+
+def test_difference_without_a_width():
+    with pytest.raises(ValueError, match='PWLU has no width yet'):
+        PWLU().difference_from()
+
+
+# PReLU's slopes.
+
+
+def test_slopes_of_every_channel():
+    prelu = nn.PReLU(3)
+    prelu.weight.data = torch.tensor([.1, .5, -.25])
+    unit, x = PWLU(function=prelu), 4 * maps(6, 3, 9)
+    assert unit.num_channels == 3
+    torch.testing.assert_close(unit(x), prelu(x))
+    unit.start_phase1()
+    assert torch.equal(unit(x), prelu(x))
+    unit.realign()
+    torch.testing.assert_close(unit.left_slope, prelu.weight)
+    torch.testing.assert_close(unit(x), prelu(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('granularity', ['layer', 'channel'])
+def test_slopes_of_another_width(granularity):
+    units = 1 if granularity == 'layer' else 4
+    with pytest.raises(
+            ValueError,
+            match=f'PWLU has {units} functions and cannot stand in place of a '
+            'PReLU of 3 slopes; write granularity=.channel. and '
+            'num_channels=3'):
+        PWLU(4, granularity=granularity, function=nn.PReLU(3))
+
+
+@pytest.mark.parametrize('num_channels', [3, None])
+@pytest.mark.parametrize('slopes', [[.1, .5, .2], [.4]])
+def test_slopes_of_a_checkpoint(num_channels, slopes):
+    """Of the network before the swap; nothing is missing or left."""
+    old = nn.Sequential(nn.Conv2d(2, 3, 1), nn.PReLU(len(slopes)))
+    old[1].weight.data = torch.tensor(slopes)
+    new = nn.Sequential(
+        nn.Conv2d(2, 3, 1), PWLU(num_channels, function='PReLU'))
+    if num_channels is None and len(slopes) == 1:
+        new.load_state_dict(old.state_dict(), strict=False)
+    else:
+        new.load_state_dict(old.state_dict())
+        assert new[1].is_fresh()
+    x = maps(2, 2, 5, 5)
+    torch.testing.assert_close(new(x), old(x))
+    new[1].init_weights()
+    torch.testing.assert_close(new(x), old(x))
+    new[1].start_phase1()
+    assert torch.equal(new(x), old(x))
+    assert new[1].is_fresh()
+    # A run that goes on takes them from its own checkpoint.
+    resumed = nn.Sequential(nn.Conv2d(2, 3, 1), PWLU(3, function='PReLU'))
+    resumed.load_state_dict(new.state_dict())
+    assert torch.equal(resumed(x), old(x))
+    assert resumed[1].difference_from() == 0
+
+
+def test_own_numbers_come_before_slopes():
+    """Of a checkpoint that has both, and of a width that does not fit."""
+    unit = PWLU(3, function='PReLU')
+    state = {**shaken(3).state_dict(), 'weight': torch.zeros(3)}
+    unit.load_state_dict(state, strict=False)
+    assert torch.equal(unit.points, state['points'])
+    unit = PWLU(3, function='PReLU')
+    found = unit.load_state_dict(dict(weight=torch.zeros(4)), strict=False)
+    assert found.unexpected_keys == ['weight']
+    assert unit.left_slope.tolist() == [.25] * 3
+    found = PWLU(3).load_state_dict(dict(weight=torch.zeros(3)), strict=False)
+    assert found.unexpected_keys == ['weight']
