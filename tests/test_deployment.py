@@ -391,3 +391,46 @@ def test_tool_on_the_papers_networks(export, arguments):
         for line in out.splitlines() if 'maximum difference' in line
     ]
     assert len(differences) == 3 and max(differences) < 1e-4
+
+
+# Functions that were there, and channels in the last axis.
+
+
+@pytest.mark.parametrize('function', [
+    'SiLU', 'GELU', dict(type='LeakyReLU', negative_slope=.2)])
+def test_pwlu_in_phase_1_is_folded_to_its_function(function):
+    module = PWLU(CHANNELS, function=function, channel_axis=-1)
+    module.start_phase1()
+    folded = fold_activations(module)
+    assert type(folded) is type(module.function.module)
+    assert folded is not module.function.module
+    x = torch.randn(2, 9, CHANNELS)
+    assert torch.equal(folded(x), module.eval()(x))
+
+
+@pytest.mark.parametrize('channel_axis', [1, -1])
+def test_prelu_in_phase_1(channel_axis):
+    module = PWLU(
+        CHANNELS, function=nn.PReLU(CHANNELS), channel_axis=channel_axis)
+    with torch.no_grad():
+        module.left_slope.copy_(torch.rand(CHANNELS))
+    module.start_phase1()
+    x = torch.randn(2, CHANNELS, 9, 7)
+    x = x if channel_axis == 1 else x.permute(0, 2, 3, 1).contiguous()
+    assert_near(fold_activations(module)(x), module.eval()(x))
+
+
+@pytest.mark.parametrize('shape', [(2, 9, CHANNELS), (2, 9, 7, CHANNELS)])
+@pytest.mark.parametrize('name', ACTIVATIONS)
+def test_fold_of_the_last_axis(name, shape):
+    if name in FUNNELS and len(shape) == 3:
+        return
+    module = activation(name)
+    module.channel_axis = -1
+    folded, x = fold_activations(module), torch.randn(shape)
+    assert_near(folded(x), module(x))
+    if name not in FUNNELS:
+        assert_near(folded(x[:, 0, ..., :].flatten(0, -2)),
+                    module(x[:, 0, ..., :].flatten(0, -2)))
+    exported = torch.export.export(folded, (x, ))
+    assert namespaces(exported) == {'aten'}

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.registry import MODELS
 from PIL import Image
 from torch import nn
@@ -334,3 +335,27 @@ def test_plot_beta_and_activations(tool, trained, train):
         tool('analysis/plot_activations.py', PWLU_CONFIG,
              trained / 'epoch_2.pth', '--demo', '--out', 'a.png', '--layers',
              'conv')
+
+
+def test_snapshot_in_place_of_another_function():
+    module = PWLU(3, function='SiLU')
+    module.start_phase1()
+    found = snapshot_of(module, images(4, 3, 8, 8))
+    assert torch.equal(found.curves, F.silu(found.grid).expand(3, -1))
+    assert_near(found.replaced, F.silu(found.grid))
+    assert snapshot_of(PWLU(3), images(4, 3, 8, 8)).replaced is None
+
+
+@pytest.mark.parametrize('kind', [PWLU, ACONC, MetaACON])
+def test_snapshot_of_the_last_axis(kind):
+    x = images(4, 3, 8, 8)
+    kwargs = dict(reduction=2) if kind is MetaACON else {}
+    torch.manual_seed(0)
+    first = snapshot_of(kind(3, **kwargs), x)
+    torch.manual_seed(0)
+    last = snapshot_of(
+        kind(3, channel_axis=-1, **kwargs), x.permute(0, 2, 3, 1))
+    assert last.num_channels == 3 and last.channels == first.channels
+    assert_near(last.curves, first.curves)
+    if kind is PWLU:
+        assert_near(last.iou, first.iou)

@@ -100,9 +100,10 @@ def exact_bound(function: ElementWise, num_intervals: int) -> float:
 def with_knots_at_corners(function: ElementWise, num_intervals: int,
                           left: Tensor,
                           right: Tensor) -> Tuple[Tensor, Tensor]:
-    """Bounds near those given, with a knot at every corner between them.
+    """Bounds near those given, with a knot at every corner within 6 std.
 
-    Around one corner they move by half an interval at most. Around two their
+    A bound beyond which a corner lies moves there, by 3 std at most. Around
+    one corner both move by half an interval at most. Around two their
     distance changes too; a unit whose bounds would come to less than half of
     what they span stays as it is. So does ReLU, for which Eq. 6 has the
     bounds as they are.
@@ -110,15 +111,21 @@ def with_knots_at_corners(function: ElementWise, num_intervals: int,
     Args:
         function (ElementWise): The function.
         num_intervals (int): N.
-        left (Tensor): :math:`B_L`, (units,).
-        right (Tensor): :math:`B_R`, (units,).
+        left (Tensor): :math:`B_L`, mean - 3 std, (units,).
+        right (Tensor): :math:`B_R`, mean + 3 std, (units,).
     """
     if function.corners is None or function.is_relu:
         return left, right
     first, last = function.corners[0], function.corners[-1]
     low, high = left.double(), right.double()
-    has_first = (low < first) & (first < high)
-    has_last = (low < last) & (last < high)
+    reach = (high - low) / 2
+    for corner in (first, last):
+        low, high = (
+            torch.where((low - reach < corner) & (corner < low), corner, low),
+            torch.where((high < corner) & (corner < high + reach), corner,
+                        high))
+    has_first = (low <= first) & (first <= high)
+    has_last = (low <= last) & (last <= high)
     length = (high - low) / num_intervals
     # As many whole intervals between the two corners as fit best.
     between = ((last - first) / length).round().clamp(min=1)

@@ -136,3 +136,88 @@ def test_learns():
         loss.backward()
         optimizer.step()
     assert activation.p2.item() == pytest.approx(.5, abs=.02)
+
+
+# In place of another function.
+
+
+@pytest.mark.parametrize('kind, start, learnt', KINDS)
+@pytest.mark.parametrize('function', ['SiLU', 'Swish'])
+def test_swish_exactly(function, kind, start, learnt):
+    unit, x = kind(4, function=function), line(2, 4, 50)
+    assert [unit.start[name] for name in ('p1', 'p2', 'beta')] == [1, 0, 1]
+    assert_near(unit(x), F.silu(x))
+    assert unit.difference_from() < 1e-7
+    assert unit.keeps_function and not unit.starts_as_relu
+
+
+@pytest.mark.parametrize('function, beta, gap', [('GELU', 1.71, .011),
+                                                 ('Hardswish', .79, .05),
+                                                 ('Mish', 1.26, .11)])
+def test_best_beta(function, beta, gap):
+    """No beta beside it is nearer."""
+    unit = ACONC(4, function=function)
+    assert unit.beta.tolist() == pytest.approx([beta] * 4, abs=.01)
+    assert unit.difference_from() == pytest.approx(gap, rel=.2)
+    assert not unit.keeps_function
+    for moved in (.95, 1.05):
+        beta = moved * unit.start['beta']
+        other = ACONC(4, function=function, beta_init=beta)
+        assert other.difference_from() > unit.difference_from()
+
+
+def test_gelu_of_tanh_by_hand():
+    """Its sigmoid form has 1.702; the best over a unit normal is near."""
+    unit = ACONC(4, function=dict(type='GELU', approximate='tanh'))
+    assert unit.start['beta'] == pytest.approx(1.702, abs=.02)
+
+
+@pytest.mark.parametrize('kind', [ACONB, ACONC])
+@pytest.mark.parametrize('function, slope', [
+    (dict(type='LeakyReLU', negative_slope=.1), .1),
+    (dict(type='PReLU', init=.3), .3)
+])
+def test_leaky_relu(kind, function, slope):
+    unit, x = kind(4, function=function), 3 * line(2, 4, 500)
+    assert unit.p2.tolist() == pytest.approx([slope] * 4)
+    assert unit.beta.tolist() == [100] * 4
+    gap = F.leaky_relu(x, slope) - unit(x)
+    assert -1e-6 <= gap.min() and gap.max() <= MAX_GAP / 100 + 1e-6
+    assert unit.keeps_function
+
+
+def test_slopes_of_prelu():
+    """Of every channel, and of a checkpoint from before the swap."""
+    prelu = torch.nn.PReLU(3)
+    prelu.weight.data = torch.tensor([.1, .5, -.25])
+    for unit in (ACONC(function=prelu), ACONC(3, function='PReLU')):
+        unit.load_state_dict(prelu.state_dict())
+        assert_near(unit.p2, prelu.weight)
+        x = line(2, 3, 50)
+        assert (unit(x) - prelu(x)).abs().max() <= .003
+        assert unit.keeps_function
+        unit.init_weights()
+        assert_near(unit.p2, prelu.weight)
+
+
+@pytest.mark.parametrize('kind, start, learnt', KINDS)
+@pytest.mark.parametrize('function', [
+    None, 'ReLU', 'ReLU6', 'Tanh', 'Sigmoid', torch.nn.Identity()])
+def test_the_papers_start(function, kind, start, learnt):
+    """For ReLU, and for what no two lines can follow."""
+    unit = kind(4, function=function)
+    assert unit.start == start
+    assert kind(4, function=function, beta_init=7).start['beta'] == 7
+    assert not unit.keeps_function
+
+
+@pytest.mark.parametrize('function', ['SiLU', 'GELU', 'LeakyReLU'])
+def test_beta_init_wins(function):
+    unit = ACONC(4, function=function, beta_init=3)
+    assert unit.beta.tolist() == [3] * 4
+    assert 'beta_init=3.0, function=' in repr(unit)
+
+
+def test_keeps_relu_with_a_large_beta():
+    assert ACONC(4, beta_init=100).keeps_function
+    assert ACONC(4, beta_init=100).difference_from() < .001

@@ -508,3 +508,16 @@ def train_in_two_processes(rank):
 @pytest.mark.skipif(not dist.is_available(), reason='needs torch.distributed')
 def test_distributed_training(tmp_path):
     mp.spawn(two_processes, args=(tmp_path / 'rendezvous', ), nprocs=2)
+
+
+@pytest.mark.parametrize('name', ['MetaACON', 'MetaACON-pixel', 'FReLU'])
+def test_no_curve(name):
+    """An output depends on more than one number of the input."""
+    with pytest.raises(ValueError, match='is no function of one number: its'):
+        trained(name).difference_from()
+
+
+def test_difference_of_what_is_relu():
+    unit = MODELS.build(dict(type='APL', num_channels=4))
+    assert unit.difference_from() == 0
+    assert unit.difference_from('SiLU') > .1

@@ -120,8 +120,15 @@ def knots(function, *pairs):
 @pytest.mark.parametrize('function', ['LeakyReLU', 'PReLU'])
 def test_a_knot_at_a_corner(function):
     """0.2 to the right or left, or not at all; 4 intervals of 0.8."""
-    near = [pytest.approx(pair) for pair in ([-.8, 2.4], [-2.4, .8], [1, 2])]
-    assert knots(function, [-1., 2.2], [-2.2, 1.], [1., 2.]) == near
+    near = [pytest.approx(pair) for pair in ([-.8, 2.4], [-2.4, .8])]
+    assert knots(function, [-1., 2.2], [-2.2, 1.]) == near
+
+
+def test_bounds_reach_out_to_a_corner():
+    """As far as half of what they span, 3 std."""
+    assert knots('LeakyReLU', [1., 4.], [-4., -1.]) == [[0, 4], [-4, 0]]
+    assert knots('LeakyReLU', [1., 2.], [-4., -2.]) == [[1, 2], [-4, -2]]
+    assert knots('ReLU6', [1., 5.]) == [[0, 6]]
 
 
 def test_knots_at_two_corners():
@@ -129,7 +136,7 @@ def test_knots_at_two_corners():
     assert knots('ReLU6', [-3.6, 8.]) == [pytest.approx([-3, 9])]
     assert knots('Hardtanh', [-4.8, 4.8]) == [pytest.approx([-5, 3])]
     assert knots('Hardtanh', [-24., 24.]) == [[-24, 24]]
-    # Only 6 lies between them.
+    # Only 6 lies near them.
     assert knots('ReLU6', [5., 8.2]) == [pytest.approx([5.2, 8.4])]
 
 

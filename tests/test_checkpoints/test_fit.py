@@ -2,9 +2,11 @@ import functools
 import pickle
 
 import pytest
+import torch
 from mmcv.cnn import ConvModule
 from torch import nn
 
+from mm_acon import PWLU
 from tests.helpers.toy import (ToyModel, Val, loader, make_runner, predict,
                                weights_of)
 
@@ -51,6 +53,8 @@ UNFIT = [
      r'head.bias\. Use'),
     ('no start as ReLU', Plain, Meta, '5 tensors are missing in it: '
      'act1.conv.weight, .*act1.activate.p1'),
+    ('not kept', Plain, lambda: InPlace('SiLU'),
+     '9 tensors are missing in it: act1.points'),
     ('other activations', ToyModel, Plain, '18 tensors have no place in the '
      'model: act1.points, .* and 13 more'),
     ('deeper', lambda: Plain(extra=3), lambda: Plain(extra=1),
@@ -60,11 +64,33 @@ UNFIT = [
 ]
 
 
+class InPlace(Plain):
+    """With PWLU in place of a function that it keeps exactly, or not."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.act1 = PWLU(4, function=function)
+
+
 # A PWLU that the file lacks is the ReLU that it was trained with; a part that
 # a test does not need may be there.
 @pytest.mark.parametrize('source', (ToyModel(), Plain(), Plain(extra=1)))
 def test_weights_that_fit_a_test(source, tmp_path):
     load_and_test(tmp_path, ToyModel(), weights_of(tmp_path, source))
+
+
+@pytest.mark.parametrize('function', ('ReLU6', 'LeakyReLU'))
+def test_a_function_that_is_kept_may_be_missing(function, tmp_path):
+    load_and_test(tmp_path, InPlace(function), weights_of(tmp_path, Plain()))
+
+
+def test_the_slopes_of_a_prelu_are_there(tmp_path):
+    before = Plain()
+    before.act1 = nn.PReLU(4)
+    before.act1.weight.data = torch.rand(4)
+    model = InPlace('PReLU')
+    load_and_test(tmp_path, model, weights_of(tmp_path, before))
+    assert torch.equal(model.act1.left_slope, before.act1.weight)
 
 
 @pytest.mark.parametrize(

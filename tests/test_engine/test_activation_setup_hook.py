@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from mmcv.cnn import ConvModule
@@ -137,3 +139,41 @@ def test_tests_need_no_training_data(tmp_path):
     hook = next(h for h in runner.hooks if isinstance(h, ActivationSetupHook))
     hook.before_run(runner)
     assert runner.model.act1.is_lazy
+
+
+FIXED = ('2 PWLU are fresh, and their fixed bounds change the function that '
+         r'was there: SiLU by 0\.3% where the input has a std of 1, by '
+         r'\d\.\d% where it is 0\.1 or 10; GELU by 0\.4% .* Write custom_hooks='
+         r"\[dict\(type='PWLURealignHook', phase1_epochs=1\)\]")
+
+
+def smooth(first='SiLU', second='GELU'):
+    model = ToyModel()
+    model.act1 = PWLU(4, function=first)
+    model.act2 = PWLU(4, granularity='layer', function=second)
+    return model
+
+
+def test_a_fixed_start_that_loses_the_function(tmp_path):
+    make_runner(tmp_path, [HOOK], epochs=1, model=smooth()).train()
+    assert len(re.findall(FIXED, logged(tmp_path))) == 1
+
+
+@pytest.mark.parametrize('hooks, model', [
+    ([dict(type='PWLURealignHook', phase1_iters=2)], smooth),
+    ([], ToyModel),
+    ([], lambda: smooth('ReLU6', 'LeakyReLU')),
+])
+def test_a_start_that_does_not(hooks, model, tmp_path):
+    make_runner(tmp_path, [HOOK, *hooks], epochs=1, model=model()).train()
+    assert 'fixed bounds' not in logged(tmp_path)
+
+
+def test_a_checkpoint_of_its_own_is_no_fixed_start(tmp_path):
+    make_runner(tmp_path / '1', [], epochs=1, model=smooth()).train()
+    make_runner(
+        tmp_path / '2', [HOOK],
+        epochs=1,
+        model=smooth(),
+        load_from=str(tmp_path / '1' / 'epoch_1.pth')).train()
+    assert 'fixed bounds' not in logged(tmp_path / '2')

@@ -609,3 +609,49 @@ def test_sharded_parameters():
         refuse_sharded(model, [model.act1, model.act2])
     lazy = PWLU()
     refuse_sharded(lazy, [lazy])
+
+
+# Other functions than ReLU.
+
+
+class Smooth(ToyModel):
+
+    def __init__(self):
+        super().__init__()
+        self.act1 = PWLU(4, function='SiLU')
+        self.act2 = PWLU(
+            4, granularity='layer', function=nn.LeakyReLU(.2, inplace=True))
+
+
+class Before(Smooth):
+    """The same network before a swap."""
+
+    def __init__(self):
+        super().__init__()
+        self.act1, self.act2 = nn.SiLU(), nn.LeakyReLU(.2)
+
+
+def test_phase1_trains_the_network_that_was_there(tmp_path):
+    """All of Phase I, to the last bit."""
+    new, old = Record(), Record()
+    make_runner(tmp_path / 'new', [HOOK, new], model=Smooth()).train()
+    make_runner(tmp_path / 'old', [old], model=Before()).train()
+    for i in range(2 * ITERS + 1):
+        for key, value in old.states[i].items():
+            assert torch.equal(value, new.states[i][key]), (i, key)
+    text = logged(tmp_path / 'new')
+    assert ('PWLU: 2 modules are in Phase I (SiLU, LeakyReLU) up to iteration '
+            '12') in text
+    found = re.search(
+        r'5 of 5 units were realigned, 0 degenerate ones keep their form\. '
+        r'Mean alignment IOU .* after\. The realignment changed SiLU by '
+        r'0\.(\d\d)% in the mean of 1 modules, 0\.\1% at most; LeakyReLU by '
+        r'0\.00% in the mean of 1 modules, 0\.00% at most', text)
+    assert found and 0 < int(found.group(1)) < 60
+
+
+def test_log_tells_what_became_of_relu(tmp_path):
+    make_runner(tmp_path, [HOOK], epochs=3).train()
+    assert re.search(
+        r'The realignment changed ReLU by \d\.\d\d% in the mean of 2 modules, '
+        r'\d\.\d\d% at most', logged(tmp_path))

@@ -12,9 +12,10 @@ from mmengine.model import BaseModule
 from mmengine.runner.checkpoint import load_checkpoint, save_checkpoint
 from torch import nn
 
-from mm_acon import LearnableActivation, swap_activations
+from mm_acon import ACONC, PWLU, LearnableActivation, swap_activations
 from mm_acon.activations.acon import MAX_GAP
 from mm_acon.compat import strict_zip
+from mm_acon.swap.loading import watch_loading
 from tests.helpers.backbones import build, images, run, small
 from tests.helpers.toy import weights_of
 
@@ -449,3 +450,53 @@ def test_backbone_inside_a_backbone_reports_its_loading(log, tmp_path):
     load_checkpoint(model, saved(tmp_path / 'whole.pth', model))
     line, = loading_lines(log, logging.INFO)
     assert line.startswith('BiSeNetV1: ')
+
+
+# Other functions than ReLU.
+
+
+class Tower(BaseModule):
+
+    def __init__(self, act):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 4, 1), act
+
+
+def loaded_into(new, old, tmp_path):
+    watch_loading(new)
+    load_checkpoint(new, saved(tmp_path / 'before.pth', old))
+
+
+def test_slopes_of_a_prelu_come_from_the_checkpoint(log, tmp_path):
+    old = Tower(nn.PReLU(4))
+    old.act.weight.data = torch.rand(4)
+    new = Tower(PWLU(4, function='PReLU'))
+    loaded_into(new, old, tmp_path)
+    (line, ) = loading_lines(log, logging.INFO)
+    assert line == ('Tower: 5 of 5 activation parameters come from the '
+                    'checkpoint')
+    assert torch.equal(new.act.left_slope, old.act.weight)
+    assert not loading_lines(log, logging.WARNING)
+
+
+def test_fresh_pwlu_in_place_of_silu_is_no_warning(log, tmp_path):
+    """In Phase I it is SiLU; ActivationSetupHook warns where there is none."""
+    loaded_into(Tower(PWLU(4, function='SiLU')), Tower(nn.SiLU()), tmp_path)
+    assert len(loading_lines(log, logging.INFO)) == 1
+
+
+@pytest.mark.parametrize('function, level', [('SiLU', logging.INFO),
+                                             ('GELU', logging.WARNING)])
+def test_fresh_acon_in_place_of(function, level, log, tmp_path):
+    new = Tower(ACONC(4, function=function))
+    loaded_into(new, Tower(nn.SiLU()), tmp_path)
+    assert len(loading_lines(log, level)) == 1
+
+
+def test_phase_1_of_another_function(log, tmp_path):
+    unit = PWLU(4, function='SiLU')
+    unit.start_phase1()
+    new = Tower(PWLU(4, function='SiLU'))
+    loaded_into(new, Tower(unit), tmp_path)
+    (line, ) = loading_lines(log, logging.WARNING)
+    assert '1 PWLU come in Phase I and compute SiLU until PWLUReal' in line
