@@ -396,8 +396,9 @@ def test_tool_on_the_papers_networks(export, arguments):
 # Functions that were there, and channels in the last axis.
 
 
-@pytest.mark.parametrize('function', [
-    'SiLU', 'GELU', dict(type='LeakyReLU', negative_slope=.2)])
+@pytest.mark.parametrize(
+    'function',
+    ['SiLU', 'GELU', dict(type='LeakyReLU', negative_slope=.2)])
 def test_pwlu_in_phase_1_is_folded_to_its_function(function):
     module = PWLU(CHANNELS, function=function, channel_axis=-1)
     module.start_phase1()
@@ -430,7 +431,8 @@ def test_fold_of_the_last_axis(name, shape):
     folded, x = fold_activations(module), torch.randn(shape)
     assert_near(folded(x), module(x))
     if name not in FUNNELS:
-        assert_near(folded(x[:, 0, ..., :].flatten(0, -2)),
-                    module(x[:, 0, ..., :].flatten(0, -2)))
+        assert_near(
+            folded(x[:, 0, ..., :].flatten(0, -2)),
+            module(x[:, 0, ..., :].flatten(0, -2)))
     exported = torch.export.export(folded, (x, ))
     assert namespaces(exported) == {'aten'}

@@ -433,8 +433,8 @@ class LearnableActivation(nn.Module):
                 or any(prefix + key in state_dict
                        for key, _ in self.named_parameters())):
             return False
-        return slopes.dim() == 1 and (
-            self.is_lazy or slopes.numel() in (1, self.num_units))
+        return slopes.dim() == 1 and (self.is_lazy
+                                      or slopes.numel() in (1, self.num_units))
 
     def _adopt(self, state_dict: Dict[str, Tensor], prefix: str) -> None:
         """Starts as the PReLU that is in a checkpoint.

@@ -143,10 +143,10 @@ class PWLU(LearnableActivation):
                   form: Form,
                   chosen: Optional[Tensor] = None) -> None:
         """Gives the chosen units, or all, these bounds and that form."""
-        for parameter, value in ((self.points, form.points),
-                                 (self.left_bound, left), (self.right_bound,
-                                                           right),
-                                 (self.left_slope, form.left_slope),
+        for parameter, value in ((self.points, form.points), (self.left_bound,
+                                                              left),
+                                 (self.right_bound, right), (self.left_slope,
+                                                             form.left_slope),
                                  (self.right_slope, form.right_slope)):
             value = value.to(parameter)
             if chosen is not None:
@@ -245,9 +245,10 @@ class PWLU(LearnableActivation):
             realigned = self.num_batches > 0
             # A margin, since the width is what is left after rounding.
             missing = (1.001 * MIN_WIDTH - (right - left)).clamp(min=0)
-            left, right = with_knots_at_corners(
-                self.function, self.num_intervals, left - missing / 2,
-                right + missing / 2)
+            left, right = with_knots_at_corners(self.function,
+                                                self.num_intervals,
+                                                left - missing / 2,
+                                                right + missing / 2)
         if not self.is_lazy:
             if self.function.is_prelu:
                 self.function.slopes = self.left_slope
@@ -298,7 +299,8 @@ class PWLU(LearnableActivation):
         left, right, form = self._start(slopes)
         fresh = (form.points, left, right, form.left_slope, form.right_slope)
         return all(
-            torch.equal(mine, other.to(mine).expand_as(mine))
+            torch.equal(mine,
+                        other.to(mine).expand_as(mine))
             for mine, other in zip(self.parameters(), fresh))
 
     def is_relu_form(self) -> bool:

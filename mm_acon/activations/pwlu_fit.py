@@ -58,8 +58,8 @@ def form_of(function: ElementWise,
         on_knot = (place - place.round()).abs() <= _ON_KNOT
         # From the middle of the bounds, 6 std are N intervals.
         distance = (place - num_intervals / 2).abs()
-        is_exact = is_exact & on_knot & (distance <= num_intervals / 2 +
-                                         _ON_KNOT)
+        is_exact = is_exact & on_knot & (
+            distance <= num_intervals / 2 + _ON_KNOT)
         interpolated = interpolated & (is_exact | (distance >= num_intervals))
     form = Form(points, *function.outer_slopes(left, right, slopes), is_exact)
     if function.is_relu or interpolated.all():
@@ -120,10 +120,10 @@ def with_knots_at_corners(function: ElementWise, num_intervals: int,
     low, high = left.double(), right.double()
     reach = (high - low) / 2
     for corner in (first, last):
-        low, high = (
-            torch.where((low - reach < corner) & (corner < low), corner, low),
-            torch.where((high < corner) & (corner < high + reach), corner,
-                        high))
+        low, high = (torch.where((low - reach < corner) & (corner < low),
+                                 corner, low),
+                     torch.where((high < corner) & (corner < high + reach),
+                                 corner, high))
     has_first = (low <= first) & (first <= high)
     has_last = (low <= last) & (last <= high)
     length = (high - low) / num_intervals
@@ -175,8 +175,8 @@ def _fit(function: ElementWise, num_intervals: int, left: Tensor,
     for start in range(0, len(mean), _CHUNK):
         part = slice(start, start + _CHUNK)
         x, _ = normal_grid(len(mean[part]), mean[part], std[part])
-        values = _values(function, x, slopes if slopes is None else
-                         slopes[part])
+        values = _values(function, x,
+                         slopes if slopes is None else slopes[part])
         found.append(values @ projection.T)
     found = torch.cat(found)
     numbers = (found[:, :-2], found[:, -2] / std, found[:, -1] / std)

@@ -53,8 +53,7 @@ class ActivationSetupHook(Hook):
         warn_of_left_out(runner)
         # Here, since that file imports this one.
         from .pwlu_realign_hook import PWLURealignHook
-        if not any(
-                isinstance(hook, PWLURealignHook) for hook in runner.hooks):
+        if not any(isinstance(hook, PWLURealignHook) for hook in runner.hooks):
             warn_of_fixed_start(unwrapped(runner.model))
 
 
@@ -78,9 +77,9 @@ def warn_of_fixed_start(model: nn.Module) -> None:
     print_log(
         f'{count} PWLU are fresh, and their fixed bounds change the function '
         f'that was there: {"; ".join(figures)}. A network that was trained '
-        "with it loses what it learnt. Write custom_hooks=[dict(type="
-        "'PWLURealignHook', phase1_epochs=1)], which begins with that function "
-        'itself and then fits every channel.',
+        'with it loses what it learnt. Write custom_hooks=[dict(type='
+        "'PWLURealignHook', phase1_epochs=1)], which begins with that "
+        'function itself and then fits every channel.',
         logger='current',
         level=logging.WARNING)
 

@@ -28,12 +28,13 @@ class PWLURealignHook(Hook):
     another, its parameters rest and the statistics of its input are followed,
     pooled over all ranks after every step. At the start of Phase II the
     bounds are set to mean -+ 3 std (Eq. 6) with that function between them,
-    the log says how well, and ordinary training begins. Copies that follow the model by momentum take
-    part: EMA's and those of other hooks, and inside the model a part of the
-    same structure without gradient whose weights move, the teacher of
-    MeanTeacherHook, MoCo's key encoder, BYOL's target network. The phase is
-    part of the checkpoint: a resumed run goes on where it was. PWLUs that are
-    frozen, or already realigned in a loaded checkpoint, are left as they are.
+    the log says how well, and ordinary training begins. Copies that follow
+    the model by momentum take part: EMA's and those of other hooks, and
+    inside the model a part of the same structure without gradient whose
+    weights move, the teacher of MeanTeacherHook, MoCo's key encoder, BYOL's
+    target network. The phase is part of the checkpoint: a resumed run goes on
+    where it was. PWLUs that are frozen, or already realigned in a loaded
+    checkpoint, are left as they are.
 
     .. code-block:: python
 

@@ -175,7 +175,8 @@ def _axes_told(model: nn.Module) -> Iterator[None]:
             output._mm_acon_channel_axis = _axis_behind(layer)
 
     def tell(activation: LearnableActivation, args: tuple) -> None:
-        axis = getattr(args[0], '_mm_acon_channel_axis', None)
+        x = args[0] if args else None
+        axis = getattr(x, '_mm_acon_channel_axis', None)
         if activation.is_lazy and activation.channel_axis is None:
             activation.channel_axis = axis
 

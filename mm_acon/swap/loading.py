@@ -157,15 +157,15 @@ def _report(module: nn.Module, state_dict: dict, prefix: str) -> None:
         message += f'. Not used of the checkpoint: {listed(unused)}'
     warnings = _warnings(module, fresh, unused)
     resting = {
-        name: activation.function.name for name, activation in activations_of(module).items()
+        name: activation.function.name
+        for name, activation in activations_of(module).items()
         if isinstance(activation, PWLU) and f'{name}.phase' in loaded
         and state_dict[f'{prefix}{name}.phase'] == PHASE_1
     }
     if resting:
-        warnings.append(
-            f'{len(resting)} PWLU come in Phase I and compute '
-            f'{" and ".join(sorted(set(resting.values())))} until '
-            'PWLURealignHook in custom_hooks ends it')
+        warnings.append(f'{len(resting)} PWLU come in Phase I and compute '
+                        f'{" and ".join(sorted(set(resting.values())))} until '
+                        'PWLURealignHook in custom_hooks ends it')
     if not loaded:
         prefixes = prefixes_of(own, given)
         warnings.append('Nothing of the checkpoint fits; ' +

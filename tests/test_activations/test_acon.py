@@ -173,10 +173,9 @@ def test_gelu_of_tanh_by_hand():
 
 
 @pytest.mark.parametrize('kind', [ACONB, ACONC])
-@pytest.mark.parametrize('function, slope', [
-    (dict(type='LeakyReLU', negative_slope=.1), .1),
-    (dict(type='PReLU', init=.3), .3)
-])
+@pytest.mark.parametrize('function, slope',
+                         [(dict(type='LeakyReLU', negative_slope=.1), .1),
+                          (dict(type='PReLU', init=.3), .3)])
 def test_leaky_relu(kind, function, slope):
     unit, x = kind(4, function=function), 3 * line(2, 4, 500)
     assert unit.p2.tolist() == pytest.approx([slope] * 4)
@@ -201,8 +200,10 @@ def test_slopes_of_prelu():
 
 
 @pytest.mark.parametrize('kind, start, learnt', KINDS)
-@pytest.mark.parametrize('function', [
-    None, 'ReLU', 'ReLU6', 'Tanh', 'Sigmoid', torch.nn.Identity()])
+@pytest.mark.parametrize(
+    'function',
+    [None, 'ReLU', 'ReLU6', 'Tanh', 'Sigmoid',
+     torch.nn.Identity()])
 def test_the_papers_start(function, kind, start, learnt):
     """For ReLU, and for what no two lines can follow."""
     unit = kind(4, function=function)

@@ -24,8 +24,8 @@ NAMED = [
     ('ReLU6', F.relu6),
     ('Hardtanh', F.hardtanh),
     ('GELU', F.gelu),
-    (dict(type='GELU', approximate='tanh'),
-     lambda x: F.gelu(x, approximate='tanh')),
+    (dict(type='GELU',
+          approximate='tanh'), lambda x: F.gelu(x, approximate='tanh')),
     ('Hardswish', F.hardswish),
     ('HSwish', F.hardswish),
     ('Swish', lambda x: x * x.sigmoid()),
@@ -103,10 +103,10 @@ def test_own_copy():
 @pytest.mark.parametrize('function, corners, left, right', [
     (None, (0., ), [0, 0, 1], [0, 1, 1]),
     ('ReLU6', (0., 6.), [0, 0, 1], [0, 1, 0]),
-    (dict(type='LeakyReLU', negative_slope=.5), (0., ), [.5, .5, 1],
-     [.5, 1, 1]),
-    (dict(type='Hardtanh', min_val=-2., max_val=6.), (-2., 6.), [1, 1, 1],
-     [1, 1, 0]),
+    (dict(type='LeakyReLU', negative_slope=.5),
+     (0., ), [.5, .5, 1], [.5, 1, 1]),
+    (dict(type='Hardtanh', min_val=-2., max_val=6.),
+     (-2., 6.), [1, 1, 1], [1, 1, 0]),
 ])
 def test_corners(function, corners, left, right):
     """Slopes left of and right of -1, 0 and 6."""
@@ -125,15 +125,11 @@ def test_corners_of_prelu():
     assert left.tolist() == right.tolist() == [.5, 1]
 
 
-@pytest.mark.parametrize('function, slopes', [('SiLU', (0, 1)),
-                                              ('GELU', (0, 1)),
-                                              ('ELU', (0, 1)),
-                                              ('ReLU6', (0, 0)),
-                                              ('Tanh', (0, 0)),
-                                              ('LeakyReLU', (.01, 1)),
-                                              (nn.Identity(), (1, 1)),
-                                              (nn.PReLU(3), (.25, 1)),
-                                              (Square(), None)])
+@pytest.mark.parametrize('function, slopes',
+                         [('SiLU', (0, 1)), ('GELU', (0, 1)), ('ELU', (0, 1)),
+                          ('ReLU6', (0, 0)), ('Tanh', (0, 0)),
+                          ('LeakyReLU', (.01, 1)), (nn.Identity(), (1, 1)),
+                          (nn.PReLU(3), (.25, 1)), (Square(), None)])
 def test_far_slopes(function, slopes):
     assert ElementWise(function).far_slopes() == slopes
 

@@ -739,8 +739,8 @@ PIECES = [
 SMOOTH = [('SiLU', F.silu), (dict(type='GELU'), F.gelu),
           ('HSwish', F.hardswish), (nn.ELU(inplace=True), F.elu),
           ('Mish', F.mish), ('Tanh', torch.tanh)]
-ANY = pytest.mark.parametrize('function, true', [(None, F.relu), *PIECES,
-                                                 *SMOOTH])
+ANY = pytest.mark.parametrize('function, true',
+                              [(None, F.relu), *PIECES, *SMOOTH])
 
 
 def test_by_hand_in_place_of_leaky_relu():
@@ -753,8 +753,8 @@ def test_by_hand_in_place_of_leaky_relu():
     unit = with_statistics([.1], [.5], **kwargs)
     assert unit.realign().tolist() == [True]
     found = [unit.left_bound, *unit.points[0], unit.right_bound]
-    assert [round(value.item(), 5) for value in found
-            ] == [-1.5, -.75, -.375, 0, .75, 1.5, 1.5]
+    assert [round(value.item(), 5)
+            for value in found] == [-1.5, -.75, -.375, 0, .75, 1.5, 1.5]
     assert (unit.left_slope, unit.right_slope) == (.5, 1)
 
 
@@ -773,8 +773,10 @@ def test_phase1_is_the_function(function, true, granularity, channel_axis):
     if channel_axis == -1:
         x = x.permute(0, 2, 3, 1).contiguous()
     if isinstance(function, dict) and function['type'] == 'PReLU':
+
         def true(x):  # noqa: E306
             return F.leaky_relu(x, .3)
+
     y, (grad, ) = run(unit, x)
     true_y, (true_grad, ) = run(true, x)
     assert torch.equal(y, true_y) and torch.equal(grad, true_grad)
@@ -816,8 +818,8 @@ def test_smooth_functions_start_near(function, true):
     assert not unit.keeps_function and unit.is_fresh()
 
 
-@pytest.mark.parametrize('mean, std', [(0., 1.), (-1., .3), (.5, 4.),
-                                       (8., .5), (-3., 1e-5), (1., 0.)])
+@pytest.mark.parametrize('mean, std', [(0., 1.), (-1., .3), (.5, 4.), (8., .5),
+                                       (-3., 1e-5), (1., 0.)])
 @ANY
 def test_realigned_unit_is_near(function, true, mean, std):
     """Of the input that it has met; exactly the function of one value."""
@@ -837,8 +839,8 @@ def test_realigned_unit_is_near(function, true, mean, std):
     assert gap <= (.1 if function == 'Tanh' and std == 4 else .02) * scale
     if (function, true) in PIECES:
         # But for Hardtanh under an input so wide that no two knots fit.
-        assert gap <= (.1 if std == 4 and true is F.hardtanh else
-                       1e-6) * max(scale, abs(mean))
+        assert gap <= (.1 if std == 4 and true is F.hardtanh else 1e-6) * max(
+            scale, abs(mean))
     if std < .01:
         assert gap <= 1e-5
 
@@ -847,8 +849,7 @@ def test_realigned_with_a_knot_at_the_corner():
     """The bounds move by half an interval of 6 std / 16 at most."""
     std = torch.rand(50) + .1
     mean = 3 * std * (2 * torch.rand(50) - 1)
-    unit = with_statistics(
-        mean.tolist(), std.tolist(), function='LeakyReLU')
+    unit = with_statistics(mean.tolist(), std.tolist(), function='LeakyReLU')
     unit.realign()
     left, right = unit.input_range()
     assert ((unit.left_bound - left).abs() <= std * 6 / 16 / 2 + 1e-5).all()
@@ -864,8 +865,8 @@ def test_bounds_reach_out_to_a_corner():
     unit = with_statistics([-1., 1., 1.4], [.2] * 3, function='LeakyReLU')
     unit.realign()
     found = torch.stack([unit.left_bound, unit.right_bound], 1)
-    torch.testing.assert_close(
-        found, torch.tensor([[-1.6, 0.], [0., 1.6], [.8, 2.]]))
+    torch.testing.assert_close(found,
+                               torch.tensor([[-1.6, 0.], [0., 1.6], [.8, 2.]]))
     assert unit.difference_from(
         mean=unit.running_mean, std=unit.running_std) < 1e-6
 
@@ -919,10 +920,10 @@ def test_the_function_is_no_part_of_the_module():
     assert len(list(unit.parameters())) == 5
 
 
-@pytest.mark.parametrize('function, text', [
-    (None, 'phase=0)'), ('SiLU', 'phase=0, function=SiLU())'),
-    (nn.LeakyReLU(.2), 'function=LeakyReLU(negative_slope=0.2))')
-])
+@pytest.mark.parametrize(
+    'function, text',
+    [(None, 'phase=0)'), ('SiLU', 'phase=0, function=SiLU())'),
+     (nn.LeakyReLU(.2), 'function=LeakyReLU(negative_slope=0.2))')])
 def test_repr_tells_the_function(function, text):
     assert repr(PWLU(3, function=function)).endswith(text)
 

@@ -51,8 +51,7 @@ def test_what_pieces_can_be_is_fitted_exactly(function):
     """The identity, and a corner 6 std away."""
     left, right = bounds([2., 4.])
     form = form_of(ElementWise(function), 16, left, right)
-    torch.testing.assert_close(form.points,
-                               torch.linspace(2, 4, 17)[None])
+    torch.testing.assert_close(form.points, torch.linspace(2, 4, 17)[None])
     torch.testing.assert_close(form.left_slope, torch.ones(1))
     torch.testing.assert_close(form.right_slope, torch.ones(1))
 

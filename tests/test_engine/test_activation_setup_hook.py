@@ -141,10 +141,11 @@ def test_tests_need_no_training_data(tmp_path):
     assert runner.model.act1.is_lazy
 
 
-FIXED = ('2 PWLU are fresh, and their fixed bounds change the function that '
-         r'was there: SiLU by 0\.3% where the input has a std of 1, by '
-         r'\d\.\d% where it is 0\.1 or 10; GELU by 0\.4% .* Write custom_hooks='
-         r"\[dict\(type='PWLURealignHook', phase1_epochs=1\)\]")
+FIXED = (
+    '2 PWLU are fresh, and their fixed bounds change the function that '
+    r'was there: SiLU by 0\.3% where the input has a std of 1, by '
+    r'\d\.\d% where it is 0\.1 or 10; GELU by 0\.4% .* Write custom_hooks='
+    r"\[dict\(type='PWLURealignHook', phase1_epochs=1\)\]")
 
 
 def smooth(first='SiLU', second='GELU'):

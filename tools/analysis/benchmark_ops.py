@@ -8,13 +8,15 @@ changes the ratios. Every case is a module, called as a network calls it.
 Times are medians, and ratios medians of each round's. `kept` is what autograd
 keeps for the backward pass, in units of the input and without the parameters;
 `peak` is the highest GPU memory during forward and backward, in the same
-units.
+units. In the layout channels_last every activation of the compiled form is
+also called on (N, L, C) of the same bytes; `both / map` is its time over that
+of the map.
 """
 import argparse
 import random
 import statistics
 from functools import partial
-from typing import Dict, List
+from typing import Dict, Iterable, List
 
 import torch
 from tables import table
@@ -29,6 +31,7 @@ from mm_acon.ops.extension import DEVICES
 # Outputs of ResNet-50's stem and stages at 224 pixels, batch 16 and 8.
 SHAPES = ('16x64x112x112', '8x256x56x56', '8x512x28x28', '8x1024x14x14',
           '8x2048x7x7')
+TOKENS = ', tokens'
 # What the cases are compared with.
 BASES = ('ReLU', 'SiLU', 'copy')
 ACTIVATIONS = dict(
@@ -53,6 +56,20 @@ class Reference(nn.Module):
             return self.activation(x)
 
 
+class Tokens(nn.Module):
+    """An activation on a channels_last map that is seen as (N, L, C)."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x):
+        tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
+        return self.activation(tokens).view(x.permute(0, 2, 3,
+                                                      1).shape).permute(
+                                                          0, 3, 1, 2)
+
+
 class Copy(nn.Module):
     """Reads and writes what an activation does, in both directions."""
 
@@ -60,7 +77,7 @@ class Copy(nn.Module):
         return x * 1
 
 
-def cases(names: List[str], forms: List[str], channels: int,
+def cases(names: List[str], forms: List[str], channels: int, layout: str,
           device: torch.device) -> Dict[str, nn.Module]:
     found: Dict[str, nn.Module] = {
         'copy': Copy(),
@@ -79,6 +96,11 @@ def cases(names: List[str], forms: List[str], channels: int,
             elif form == 'torch.compile':
                 module = Reference(torch.compile(module, fullgraph=True))
             found[f'{name} {form}'] = module
+            # Funnels take maps only.
+            if (form == 'compiled' and layout == 'channels_last'
+                    and module.is_curve):
+                module = ACTIVATIONS[name](channels, channel_axis=-1)
+                found[f'{name} {form}{TOKENS}'] = Tokens(module.to(device))
     return found
 
 
@@ -99,7 +121,7 @@ def benchmark(shape, dtype, layout, args) -> List[dict]:
     x = torch.randn(shape, device=device)
     x = x.to(dtype, memory_format=LAYOUTS[layout])
     grad = torch.randn_like(x)
-    functions = cases(args.activations, args.forms, shape[1], device)
+    functions = cases(args.activations, args.forms, shape[1], layout, device)
     if dtype != torch.float32:
         # Convolutions inside an activation take x's dtype under autocast.
         functions = {
@@ -133,6 +155,10 @@ def benchmark(shape, dtype, layout, args) -> List[dict]:
             for base in BASES:
                 row[f'{key}_over_{base}'] = statistics.median(
                     t[key] / b[key] for t, b in zip(rounds, times[base]))
+        if name.endswith(TOKENS):
+            maps = times[name[:-len(TOKENS)]]
+            row['both_over_map'] = statistics.median(
+                t['both'] / b['both'] for t, b in zip(rounds, maps))
         peak = peak_bytes(partial(measure, functions[name], x, grad), device)
         row.update(
             kept=kept_bytes(functions[name], x) / size,
@@ -167,8 +193,8 @@ COLUMNS = {
 }
 
 
-def cells(row: dict) -> List[str]:
-    numbers = [row[key] for key in COLUMNS.values()]
+def cells(row: dict, keys: Iterable[str]) -> List[str]:
+    numbers = [row.get(key) for key in keys]
     return [row['case']] + [
         '-' if number is None else f'{number:.2f}' for number in numbers
     ]
@@ -202,7 +228,11 @@ def main() -> None:
                 rows = benchmark(shape, DTYPES[dtype], layout, args)
                 everything += rows
                 print(f'\n{text}, {dtype}, {layout}\n')
-                print(table(['case', *COLUMNS], map(cells, rows)), flush=True)
+                columns = dict(COLUMNS)
+                if any('both_over_map' in row for row in rows):
+                    columns['both / map'] = 'both_over_map'
+                body = [cells(row, columns.values()) for row in rows]
+                print(table(['case', *columns], body), flush=True)
     write_json(args.json, run, everything)
 
 
