@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mm_acon.ops.extension import DEVICES
 from tests.helpers.counting import PARAMETERS
 from tools.analysis.tables import table
 
@@ -160,6 +161,21 @@ def test_benchmark_of_operators(tmp_path):
     assert [row['case'] for row in figures['rows']
             ] == ['copy', 'ReLU', 'ReLU inplace', 'SiLU', 'PWLU reference']
     assert all(row['both_ms'] > 0 for row in figures['rows'])
+
+
+@pytest.mark.skipif('cpu' not in DEVICES, reason='not built')
+def test_benchmark_of_tokens(tmp_path):
+    """Beside the map of the same bytes."""
+    done = tool(tmp_path, 'analysis/benchmark_ops.py', *TINY, '--shapes',
+                '2x16x8x8', '--activations', 'PWLU', 'FReLU', '--forms',
+                'compiled', '--layouts', 'channels_last')
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / 'figures.json').read_text())['rows']
+    assert [row['case'] for row in rows[4:]
+            ] == ['PWLU compiled', 'PWLU compiled, tokens', 'FReLU compiled']
+    assert [row['kept'] for row in rows[4:6]] == [1, 1]
+    assert rows[5]['both_over_map'] > 0
+    assert '| both / map |' in done.stdout
 
 
 def test_act_on_an_installed_config(tmp_path):

@@ -250,7 +250,7 @@ class LearnableActivation(nn.Module):
             std (float or Tensor): Likewise.
 
         Returns:
-            float: 0 where it is the function.
+            float: 0 where it is the function but for rounding.
 
         Raises:
             ValueError: it has no width yet, or is no function of one number.
@@ -268,7 +268,8 @@ class LearnableActivation(nn.Module):
         true = function(x[None])[0]
         difference = ((y - true).square() @ weight).sum().sqrt()
         norm = (true.square() @ weight).sum().sqrt()
-        return (difference / norm).item() if difference else 0.
+        # Of rounding nothing is said.
+        return (difference / norm).item() if difference > 1e-6 * norm else 0.
 
     def train(self, mode: bool = True) -> 'LearnableActivation':
         """Stays in eval mode while nothing of it is trained.

@@ -295,6 +295,10 @@ class PWLU(LearnableActivation):
 
     def is_fresh(self) -> bool:
         """Whether the parameters are still those of a fresh PWLU."""
+        if self.is_lazy:
+            return True
+        if self.points.dim() < 2:
+            return False  # A part of it, under FSDP.
         slopes = self.left_slope.detach() if self.function.is_prelu else None
         left, right, form = self._start(slopes)
         fresh = (form.points, left, right, form.left_slope, form.right_slope)

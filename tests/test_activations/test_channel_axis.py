@@ -2,12 +2,14 @@
 import copy
 import pickle
 import re
+from functools import partial
 
 import pytest
 import torch
 from mmcv.cnn.bricks.transformer import FFN
 from mmengine.registry import MODELS
 from torch import nn
+from torch.autograd import gradcheck
 from torch.profiler import profile
 
 from mm_acon import ACONC, APL, PWLU, ACONFReLU, FReLU, MetaACON
@@ -336,6 +338,14 @@ def test_beta_of_any_shape(shape):
     assert_near(
         acon(x, p1, p2, beta, channel_axis=-1),
         acon(x.mT, p1, p2, moved).mT)
+
+
+@pytest.mark.parametrize('function', [acon, pwlu])
+@pytest.mark.parametrize('shape', [(2, 3, CHANNELS), (1, 2, 3, CHANNELS)])
+def test_gradcheck(function, shape):
+    inputs = [images(*shape), *numbers(function)]
+    inputs = [tensor.double().requires_grad_() for tensor in inputs]
+    assert gradcheck(partial(function, channel_axis=-1), inputs)
 
 
 # Transformers.

@@ -1044,3 +1044,14 @@ def test_own_numbers_come_before_slopes():
     assert unit.left_slope.tolist() == [.25] * 3
     found = PWLU(3).load_state_dict(dict(weight=torch.zeros(3)), strict=False)
     assert found.unexpected_keys == ['weight']
+
+
+def test_is_fresh():
+    """Until it learns; without a width; not of a part under FSDP."""
+    unit = PWLU(3, function='SiLU')
+    assert unit.is_fresh() and unit.half().is_fresh()
+    unit.points.data[1, 1] += .01
+    assert not unit.is_fresh()
+    assert PWLU(function='SiLU').is_fresh()
+    unit.points.data = unit.points.data.flatten()[:7]
+    assert not unit.is_fresh()
