@@ -230,7 +230,7 @@ class PWLU(LearnableActivation):
         :math:`K_R` under a normal input of that mean and std. One of
         straight pieces exactly: the bounds move by up to half an interval,
         so that a knot lies at its corner, and farther where the corner lies
-        beyond them but within 6 std. The width is ``MIN_WIDTH`` at
+        beyond them but within 12 std. The width is ``MIN_WIDTH`` at
         least, so that a channel that hardly varies keeps its value, and a
         unit that met no batch keeps the form it has.
 

@@ -9,6 +9,8 @@ from .function import ElementWise, normal_grid
 
 # Units that are fitted at once.
 _CHUNK = 128
+# How far from the mean a corner gets a knot, in std.
+_REACH = 12
 # How far from a knot a corner may lie, in intervals: rounding.
 _ON_KNOT = 1e-5
 
@@ -100,9 +102,10 @@ def exact_bound(function: ElementWise, num_intervals: int) -> float:
 def with_knots_at_corners(function: ElementWise, num_intervals: int,
                           left: Tensor,
                           right: Tensor) -> Tuple[Tensor, Tensor]:
-    """Bounds near those given, with a knot at every corner within 6 std.
+    """Bounds near those given, with a knot at every corner within 12 std.
 
-    A bound beyond which a corner lies moves there, by 3 std at most. Around
+    A bound beyond which a corner lies moves there, by 9 std at most: what is
+    rare counts where nearly all of the output is 0. Around
     one corner both move by half an interval at most. Around two their
     distance changes too; a unit whose bounds would come to less than half of
     what they span stays as it is. So does ReLU, for which Eq. 6 has the
@@ -118,7 +121,7 @@ def with_knots_at_corners(function: ElementWise, num_intervals: int,
         return left, right
     first, last = function.corners[0], function.corners[-1]
     low, high = left.double(), right.double()
-    reach = (high - low) / 2
+    reach = (_REACH - 3) * (high - low) / 6
     for corner in (first, last):
         low, high = (torch.where((low - reach < corner) & (corner < low),
                                  corner, low),

@@ -861,12 +861,12 @@ def test_realigned_with_a_knot_at_the_corner():
 
 
 def test_bounds_reach_out_to_a_corner():
-    """5 std to the right or left of the mean, not 7."""
-    unit = with_statistics([-1., 1., 1.4], [.2] * 3, function='LeakyReLU')
+    """5 std to the right or left of the mean, not 13."""
+    unit = with_statistics([-1., 1., 2.6], [.2] * 3, function='LeakyReLU')
     unit.realign()
     found = torch.stack([unit.left_bound, unit.right_bound], 1)
     torch.testing.assert_close(found,
-                               torch.tensor([[-1.6, 0.], [0., 1.6], [.8, 2.]]))
+                               torch.tensor([[-1.6, 0.], [0., 1.6], [2., 3.2]]))
     assert unit.difference_from(
         mean=unit.running_mean, std=unit.running_std) < 1e-6
 

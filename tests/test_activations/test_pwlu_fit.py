@@ -124,9 +124,9 @@ def test_a_knot_at_a_corner(function):
 
 
 def test_bounds_reach_out_to_a_corner():
-    """As far as half of what they span, 3 std."""
+    """As far as 12 std from their middle."""
     assert knots('LeakyReLU', [1., 4.], [-4., -1.]) == [[0, 4], [-4, 0]]
-    assert knots('LeakyReLU', [1., 2.], [-4., -2.]) == [[1, 2], [-4, -2]]
+    assert knots('LeakyReLU', [1., 2.], [-4., -3.]) == [[0, 2], [-4, -3]]
     assert knots('ReLU6', [1., 5.]) == [[0, 6]]
 
 
