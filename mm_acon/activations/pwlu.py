@@ -9,7 +9,8 @@ from ..ops import pwlu
 from ..ops.pwlu import MIN_WIDTH
 from .base import LearnableActivation
 from .function import FunctionLike
-from .pwlu_fit import Form, exact_bound, form_of, with_knots_at_corners
+from .pwlu_fit import (Form, corner_is_near, exact_bound, form_of,
+                       with_knots_at_corners)
 
 # Values of the buffer `phase`.
 NO_PHASES, PHASE_1, PHASE_2 = 0, 1, 2
@@ -230,7 +231,8 @@ class PWLU(LearnableActivation):
         :math:`K_R` under a normal input of that mean and std. One of
         straight pieces exactly: the bounds move by up to half an interval,
         so that a knot lies at its corner, and farther where the corner lies
-        beyond them but within 12 std. The width is ``MIN_WIDTH`` at
+        beyond them but within 12 std; without such a corner a unit keeps the
+        form it has. The width is ``MIN_WIDTH`` at
         least, so that a channel that hardly varies keeps its value, and a
         unit that met no batch keeps the form it has.
 
@@ -243,6 +245,9 @@ class PWLU(LearnableActivation):
                          & (right - left >= MIN_WIDTH))
         else:
             realigned = self.num_batches > 0
+            if self.keeps_function:
+                # Elsewhere the form that it has is right for every input.
+                realigned &= corner_is_near(self.function, left, right)
             # A margin, since the width is what is left after rounding.
             missing = (1.001 * MIN_WIDTH - (right - left)).clamp(min=0)
             left, right = with_knots_at_corners(self.function,

@@ -99,6 +99,15 @@ def exact_bound(function: ElementWise, num_intervals: int) -> float:
                default=3.)
 
 
+def corner_is_near(function: ElementWise, left: Tensor,
+                   right: Tensor) -> Tensor:
+    """Whether a corner lies within 12 std of the mean, (units,)."""
+    reach = (_REACH - 3) * (right - left) / 6
+    near = [(left - reach < corner) & (corner < right + reach)
+            for corner in function.corners]
+    return torch.stack(near).any(0)
+
+
 def with_knots_at_corners(function: ElementWise, num_intervals: int,
                           left: Tensor,
                           right: Tensor) -> Tuple[Tensor, Tensor]:
