@@ -47,7 +47,8 @@ from mm_acon.swap.config import use_activation
 from tests.helpers.pages import ROOT, Block, read_blocks
 from tests.utils import EXPORTS
 
-tomllib = pytest.importorskip('tomllib')
+tomllib = pytest.importorskip(
+    'tomllib' if sys.version_info >= (3, 11) else 'tomli')
 for library in ('mmdet', 'mmseg', 'mmpretrain'):
     pytest.importorskip(library)
 

@@ -42,10 +42,15 @@ def pytest_terminal_summary(terminalreporter, config):
     results = config.reliability
     counts = ', '.join(f'{len(terminalreporter.getreports(name))} {name}'
                        for name in ('passed', 'failed', 'error', 'skipped'))
+    # Of a skipped test or file: file, line, "Skipped: REASON".
+    skipped = [
+        report.longrepr[2][len('Skipped: '):]
+        for report in terminalreporter.getreports('skipped')
+    ]
     Path(path).write_text(
         markdown(
             str(datetime.date.today()), describe(), counts, results['failed'],
-            results['matrix'], results['long_runs']))
+            skipped, results['matrix'], results['long_runs']))
     terminalreporter.section(f'{path} is written')
     terminalreporter.write_line(table(by_option(results['matrix'])))
     terminalreporter.write_line('')

@@ -1,5 +1,6 @@
 """Turns what the tests reported into a page of the documentation."""
 import re
+from collections import Counter
 from typing import Dict, List
 
 from tools.analysis.tables import table as markdown_table
@@ -117,14 +118,25 @@ def figures(matrix: List[Row]) -> List[Row]:
     return [{'what': key, 'figure': value} for key, value in found.items()]
 
 
+def skips(reasons: List[str]) -> List[Row]:
+    """How many tests each reason skipped, the most frequent first."""
+    return [{
+        'skipped': count,
+        'reason': cell(reason)
+    } for reason, count in Counter(sorted(reasons)).most_common()]
+
+
 def markdown(date: str, versions: str, counts: str, failed: List[str],
-             matrix: List[Row], long_runs: List[Row]) -> str:
+             skipped: List[str], matrix: List[Row],
+             long_runs: List[Row]) -> str:
     # Workers report in any order.
     matrix = sorted(matrix, key=lambda row: list(map(str, row.values()))[:4])
     parts = [HEAD.format(date=date, versions=versions, counts=counts)]
     if failed:
         parts += ['## Failed\n', *(f'- `{test}`' for test in sorted(failed))]
         parts.append('')
+    if skipped:
+        parts += ['## Skipped\n', table(skips(skipped)), '']
     bad = [row for row in matrix if is_bad(row)]
     if bad:
         parts += ['## Training runs that failed\n', table(bad), '']

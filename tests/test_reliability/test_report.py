@@ -29,9 +29,9 @@ BAD = {
 }
 
 
-def report(*matrix, failed=()):
+def report(*matrix, failed=(), skipped=()):
     return markdown('2030-01-01', 'torch 2', '3 passed, 1 failed', failed,
-                    matrix, [])
+                    skipped, matrix, [])
 
 
 def test_failures_are_in_the_report():
@@ -45,6 +45,14 @@ def test_failures_are_in_the_report():
             r'realignment | ValueError: a \| b | 12 |') in bad
     assert '| PWLU | 2 |' not in text
     assert 'that failed\n' not in report(GOOD)
+
+
+def test_skips_are_in_the_report_with_their_reasons():
+    text = report(GOOD, skipped=['no GPU', 'torch is old', 'no GPU'])
+    assert '\n'.join(('## Skipped', '', '| skipped | reason |',
+                      '| --- | --- |', '| 2 | no GPU |',
+                      '| 1 | torch is old |', '')) in text
+    assert '## Skipped' not in report(GOOD)
 
 
 def test_cells_of_an_option_are_one_row():
