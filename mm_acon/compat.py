@@ -4,10 +4,10 @@ Each entry says with which version it goes. Nothing else in the package asks
 for a version, or whether a name exists; what differs in C++ is in
 ops/csrc/compat.h.
 """
+import _codecs
 import _compat_pickle
 import os
 import pickle
-import zipfile
 from contextlib import contextmanager
 from importlib import metadata
 from types import SimpleNamespace
@@ -103,6 +103,7 @@ def removeprefix(text: str, prefix: str) -> str:
 _KNOWS_SAFE_GLOBALS = tuple(map(int,
                                 torch.__version__.split('.')[:2])) >= (2, 6)
 _SAFE_GLOBALS: Dict[str, Any] = {}
+_BUILTINS = set, frozenset, bytes, bytearray, complex
 _torch_load = torch.load
 
 
@@ -122,8 +123,22 @@ def add_safe_globals(objects: List[Any]) -> None:
         _SAFE_GLOBALS[name] = value
 
 
-class _Unpickler(pickle.Unpickler):
-    """Python's, which finds nothing but what is known to be harmless."""
+class _Unpickler(pickle._Unpickler):
+    """Python's, which finds and calls only what is known to be harmless.
+
+    Written in Python, so that calls and attributes can be checked, too: what
+    torch's own refuses since 2.6 is refused here.
+    """
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._known = {
+            **torch._weights_only_unpickler._get_allowed_globals(),
+            **{f'builtins.{t.__name__}': t for t in _BUILTINS},
+            '_codecs.encode': _codecs.encode,
+            **_SAFE_GLOBALS,
+        }
 
     def find_class(self, module: str, name: str) -> Any:
         # As Python renames what the protocol of torch.save is older than.
@@ -131,34 +146,60 @@ class _Unpickler(pickle.Unpickler):
             (module, name),
             (_compat_pickle.IMPORT_MAPPING.get(module, module), name))
         full = f'{module}.{name}'
-        known = torch._weights_only_unpickler._get_allowed_globals()
-        harmless = ('set', 'frozenset', 'bytes', 'bytearray', 'complex')
-        if module == 'builtins' and name in harmless or (full
-                                                         == '_codecs.encode'):
-            return super().find_class(module, name)
-        for names in (_SAFE_GLOBALS, known):
-            if full in names:
-                return names[full]
-        raise pickle.UnpicklingError(
-            f'Unsupported global: GLOBAL {full} was not an allowed global by '
-            'default')
+        if full not in self._known:
+            raise pickle.UnpicklingError(
+                f'Unsupported global: GLOBAL {full} was not an allowed global '
+                'by default')
+        return self._known[full]
+
+    def _is_known(self, value: Any) -> bool:
+        return any(value is known for known in self._known.values())
+
+    def load_reduce(self) -> None:
+        function = self.stack[-2]
+        if not self._is_known(function):
+            raise pickle.UnpicklingError(
+                f'Trying to call reduce for unrecognized function {function}')
+        super().load_reduce()
+
+    def load_build(self) -> None:
+        kind = type(self.stack[-2])
+        # Not the attributes of a class or function.
+        if not self._is_known(kind):
+            raise pickle.UnpicklingError(
+                f'Can only build what may be loaded, but got {kind}')
+        super().load_build()
+
+    def load_binpersid(self) -> None:
+        key = self.stack[-1]
+        # Others make torch compare the sources of modules and write patches.
+        if not (isinstance(key, tuple) and key and key[0] == 'storage'):
+            raise pickle.UnpicklingError(
+                f'Only persistent_load of storage is allowed, but got {key}')
+        super().load_binpersid()
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BINPERSID[0]] = load_binpersid
+
+
+_PICKLE = SimpleNamespace(
+    __name__='pickle',
+    Unpickler=_Unpickler,
+    load=lambda *args, **kwargs: _Unpickler(*args, **kwargs).load())
 
 
 def _load_restricted(file, map_location=None, *unused, **kwargs) -> Any:
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            if any(
-                    name.endswith('/constants.pkl')
-                    for name in archive.namelist()):
-                # torch.load would hand it on to torch.jit.load.
-                raise pickle.UnpicklingError('a TorchScript program')
-    if hasattr(file, 'seek'):
-        file.seek(0)
-    pickle_module = SimpleNamespace(
-        __name__='pickle',
-        Unpickler=_Unpickler,
-        load=lambda *args, **kwargs: _Unpickler(*args, **kwargs).load())
-    return _torch_load(file, map_location, pickle_module)
+    serialization = torch.serialization
+    with serialization._open_file_like(file, 'rb') as opened:
+        if serialization._is_zipfile(opened):
+            start = opened.tell()
+            with serialization._open_zipfile_reader(opened) as archive:
+                if serialization._is_torchscript_zip(archive):
+                    # torch.load would hand it on to torch.jit.load.
+                    raise pickle.UnpicklingError('a TorchScript program')
+            opened.seek(start)
+    return _torch_load(file, map_location, _PICKLE)
 
 
 def load_weights(file, map_location=None) -> Any:

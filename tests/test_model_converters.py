@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 import mm_acon  # noqa: F401  (registers)
+from mm_acon.compat import load_weights
 
 pytest.importorskip('mmpretrain.models')
 
@@ -298,7 +299,7 @@ def test_command_writes_what_its_config_loads(tmp_path):
     model = Config.fromstring(text, '.py').model
     assert model.data_preprocessor == dict(
         mean=[0, 0, 0], std=[1, 1, 1], to_rgb=False)
-    checkpoint = torch.load(tmp_path / 'out.pth', weights_only=True)
+    checkpoint = load_weights(tmp_path / 'out.pth')
     pretrained = model.backbone.pop('init_cfg')
     assert checkpoint['meta'] == dict(
         description='converted from github.com/nmaac/acon',

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mm_acon.cli import load_config
+from mm_acon.compat import load_weights
 from mm_acon.demo import demo_config
 from tests.utils import needs_torch
 
@@ -192,12 +193,12 @@ def test_run_is_killed_resumed_and_tested(make, tmp_path):
         # mmengine does not resume the random state of augmentations.
         call('train.py', tmp_path, 'config.py', '--work-dir', 'straight')
         ends = [
-            torch.load(path, weights_only=True)['state_dict']
+            load_weights(path)['state_dict']
             for path in (end, tmp_path / 'straight/iter_4.pth')
         ]
         assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
     # Realigned once, by the one hook that there is.
-    weights = torch.load(end, weights_only=True)['state_dict']
+    weights = load_weights(end)['state_dict']
     assert {int(weights[key])
             for key in weights if key.endswith('.phase')} == {2}
     config = (tmp_path / 'work' / 'config.py').read_text()
@@ -233,6 +234,5 @@ def test_other_tools_train_save_and_resume(tmp_path):
     log = sorted((tmp_path / 'plain').glob('*/*.log'))[-1].read_text()
     assert 'resumed epoch: 0, iter: 2' in log
     # By mmengine's own hook, whose file the tools read too.
-    weights = torch.load(
-        tmp_path / 'plain/iter_4.pth', weights_only=True)['state_dict']
+    weights = load_weights(tmp_path / 'plain/iter_4.pth')['state_dict']
     assert {int(weights[k]) for k in weights if k.endswith('.phase')} == {2}

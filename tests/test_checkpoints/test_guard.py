@@ -16,32 +16,46 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader, load_checkpoint
-from torch import _weights_only_unpickler, nn
+from torch import nn
 
+from mm_acon.compat import add_safe_globals, load_weights
 from tests.helpers.toy import make_runner, weights_of
 from tests.utils import WriteFile
 
 
 def test_mmengine_checkpoint_loads_with_weights_only(trained):
-    checkpoint = torch.load(trained, weights_only=True)
+    checkpoint = load_weights(trained)
     assert any(
         isinstance(value, HistoryBuffer)
         for value in checkpoint['message_hub']['log_scalars'].values())
+
+
+def named(value):
+    """A class or function as pickle names it."""
+    return f'c{value.__module__}\n{value.__qualname__}\n'.encode()
+
+
+def quoted(text):
+    return b'X' + struct.pack('<I', len(text)) + text.encode()
+
+
+def attribute(owner, name):
+    """Written by hand: pickle would name Tensor.numpy in another way."""
+    return b'cbuiltins\ngetattr\n' + named(owner) + quoted(name) + b'\x86R'
+
+
+def refused(program, reason):
+    with pytest.raises(pickle.UnpicklingError, match=reason):
+        load_weights(io.BytesIO(b'\x80\x02' + program + b'.'))
 
 
 @pytest.mark.parametrize('owner, name',
                          ((HistoryBuffer, '__init__'),
                           (HistoryBuffer, '_statistics_methods'),
                           (torch.Tensor, 'numpy')))
-def test_getattr_is_for_statistics_only(tmp_path, owner, name):
-    """Written by hand: pickle would name Tensor.numpy in another way."""
-    program = (b'cbuiltins\ngetattr\n(c' +
-               f'{owner.__module__}\n{owner.__qualname__}\n'.encode() + b'X' +
-               struct.pack('<I', len(name)) + name.encode() + b'tR.')
-    torch.serialization.add_safe_globals([torch.Tensor])
-    with pytest.raises(
-            pickle.UnpicklingError, match='methods of HistoryBuffer only'):
-        _weights_only_unpickler.load(io.BytesIO(b'\x80\x02' + program))
+def test_getattr_is_for_statistics_only(owner, name):
+    add_safe_globals([torch.Tensor])
+    refused(attribute(owner, name), 'methods of HistoryBuffer only')
 
 
 # Files that run code.
@@ -85,7 +99,7 @@ def test_code_from_a_url_is_refused(tmp_path, monkeypatch):
 
 def test_code_in_the_config_of_a_checkpoint_is_not_run(trained, tmp_path):
     """Runner.resume reads meta['config'] as a Python file."""
-    checkpoint = torch.load(trained, weights_only=True)
+    checkpoint = load_weights(trained)
     ran = tmp_path / 'ran'
     checkpoint['meta']['config'] = f'open({str(ran)!r}, "w")\n'
     torch.save(checkpoint, tmp_path / 'file.pth')
@@ -93,6 +107,41 @@ def test_code_in_the_config_of_a_checkpoint_is_not_run(trained, tmp_path):
         tmp_path, epochs=2, resume=True, load_from=str(tmp_path / 'file.pth'))
     runner.train()
     assert runner.epoch == 2 and not ran.exists()
+
+
+@pytest.mark.parametrize('program, reason', (
+    (b'cos\nsystem\n', 'GLOBAL os.system '),
+    (b'c__builtin__\neval\n', 'eval was not an allowed global'),
+    (attribute(HistoryBuffer, 'mean') + b')R', 'call reduce for unrecognized'),
+    (named(HistoryBuffer) + b'N}' + quoted('mean') + b'Ns\x86b',
+     'Can only build'),
+    # torch compares a module's source, and writes a patch.
+    (b'(' + quoted('module') + named(HistoryBuffer) + quoted('file') +
+     quoted('source') + b'tQ', 'Only persistent_load of storage is allowed'),
+), ids=('global', 'builtin', 'method', 'class', 'module'))  # yapf: disable
+def test_programs_of_a_pickle_are_refused(program, reason):
+    mean = HistoryBuffer.mean
+    refused(program, reason)
+    assert HistoryBuffer.mean is mean
+
+
+@pytest.mark.parametrize('zipped', (True, False))
+def test_code_is_refused_in_either_format(zipped, tmp_path):
+    path, ran = tmp_path / 'file.pth', tmp_path / 'ran'
+    torch.save(
+        dict(state_dict={}, code=WriteFile(ran)),
+        path,
+        _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match='holds objects beside tensors'):
+        load_checkpoint(nn.Linear(2, 2), str(path))
+    assert not ran.exists()
+
+
+def test_torchscript_is_refused(tmp_path):
+    path = str(tmp_path / 'file.pth')
+    torch.jit.script(nn.ReLU()).save(path)
+    with pytest.raises(ValueError, match=f'{path} '):
+        load_checkpoint(nn.ReLU(), path)
 
 
 # Files that are no checkpoints.

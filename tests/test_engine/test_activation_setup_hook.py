@@ -7,6 +7,7 @@ from mmengine.hooks import Hook
 from torch import nn
 
 from mm_acon import PWLU, MetaACON
+from mm_acon.compat import load_weights
 from tests.helpers.toy import ToyModel, make_runner
 
 from .test_pwlu_realign_hook import logged
@@ -40,7 +41,7 @@ def test_widths_are_there_before_ema_copies(tmp_path):
         if type(hook).__name__ == 'EMAHook')
     assert average.act1.num_channels == 4
     assert not torch.equal(average.act1.points, PWLU(4).points)
-    saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
+    saved = load_weights(tmp_path / 'epoch_1.pth')
     assert all(v.numel() for v in saved['ema_state_dict'].values())
 
     with pytest.raises(RuntimeError, match='mm_acon.find_widths.model, batch'):

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mm_acon import ACONC, PWLU, MetaACON
 from mm_acon.cli import use_ranks_without_gpu
+from mm_acon.compat import load_weights
 from mm_acon.engine.activation_vis_hook import ActivationVisHook
 from tests.helpers.toy import BATCH, SAMPLES, make_runner
 
@@ -117,9 +118,7 @@ def test_training_stays_the_same(tmp_path, form):
             epochs=2,
             model=Model(form))
         runner.train()
-        ends.append(
-            torch.load(
-                Path(runner.work_dir) / 'epoch_2.pth', weights_only=True))
+        ends.append(load_weights(Path(runner.work_dir) / 'epoch_2.pth'))
     for key in ('state_dict', 'ema_state_dict'):
         assert ends[0][key].keys() == ends[1][key].keys()
         for name, value in ends[0][key].items():

@@ -15,6 +15,7 @@ from torch import nn
 
 from mm_acon import PWLU, PWLURealignHook
 from mm_acon.activations.pwlu import NO_PHASES, PHASE_1, PHASE_2
+from mm_acon.compat import load_weights
 from mm_acon.engine.pwlu_realign_hook import mean_iou, refuse_sharded
 from tests.helpers.toy import (BATCH, SAMPLES, StopAt, ToyData, ToyModel,
                                make_runner)
@@ -47,7 +48,7 @@ class Record(Hook):
 
 
 def state_of(path):
-    return torch.load(path, weights_only=True)
+    return load_weights(path)
 
 
 def assert_same(first, second):
@@ -298,7 +299,7 @@ def test_ema_survives_resume(tmp_path):
         make_runner(tmp_path / 'broken', hooks + [StopAt(2 * ITERS)]).train()
     make_runner(tmp_path / 'broken', hooks, resume=True).train()
     first, second = (
-        torch.load(tmp_path / name / 'epoch_4.pth', weights_only=True)
+        load_weights(tmp_path / name / 'epoch_4.pth')
         for name in ('straight', 'broken'))
     assert_same(first['state_dict'], second['state_dict'])
     assert_same(first['ema_state_dict'], second['ema_state_dict'])

@@ -7,7 +7,8 @@ from typing import Dict, List
 
 import torch
 
-import mm_acon  # noqa: F401  (lets torch.load read mmengine's checkpoints)
+# Importing the package lets it read mmengine's checkpoints.
+from mm_acon.compat import load_weights
 
 from .launch import killed_message, launch
 
@@ -167,7 +168,7 @@ def state(ranks: List[dict]) -> List[dict]:
 
 def last_checkpoint(folder: Path) -> dict:
     """All that training would go on from."""
-    checkpoint = torch.load(folder / f'epoch_{EPOCHS}.pth', weights_only=True)
+    checkpoint = load_weights(folder / f'epoch_{EPOCHS}.pth')
     return {
         key: checkpoint[key]
         for key in ('state_dict', 'ema_state_dict', 'optimizer')

@@ -1,14 +1,15 @@
 """mmengine's FSDPStrategy: what trains under it, and what is refused."""
 import torch
 
+from mm_acon.compat import load_weights
+
 from .cells import EPOCHS, PHASE1_ITERS, Cell
 from .launch import launch
 
 
 def trained(run, folder, **arguments):
     assert launch(run, 2, folder, **arguments) is None
-    return torch.load(
-        folder / f'epoch_{EPOCHS}.pth', weights_only=True)['state_dict']
+    return load_weights(folder / f'epoch_{EPOCHS}.pth')['state_dict']
 
 
 def test_acon_trains_as_under_ddp(tmp_path):
