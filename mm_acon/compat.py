@@ -8,6 +8,7 @@ import _codecs
 import _compat_pickle
 import os
 import pickle
+from collections import Counter
 from contextlib import contextmanager
 from importlib import metadata
 from types import SimpleNamespace
@@ -103,7 +104,15 @@ def removeprefix(text: str, prefix: str) -> str:
 _KNOWS_SAFE_GLOBALS = tuple(map(int,
                                 torch.__version__.split('.')[:2])) >= (2, 6)
 _SAFE_GLOBALS: Dict[str, Any] = {}
-_BUILTINS = set, frozenset, bytes, bytearray, complex
+# What torch 2.6 knows and 2.0 does not yet.
+_ALSO_SAFE = {
+    '_codecs.encode': _codecs.encode,
+    'torch.device': torch.device,
+    **{f'{t.__module__}.{t.__name__}': t
+       for t in (set, bytearray, complex, Counter)},
+    **{str(t): t
+       for t in vars(torch).values() if isinstance(t, torch.dtype)},
+}
 _torch_load = torch.load
 
 
@@ -135,8 +144,7 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(*args, **kwargs)
         self._known = {
             **torch._weights_only_unpickler._get_allowed_globals(),
-            **{f'builtins.{t.__name__}': t for t in _BUILTINS},
-            '_codecs.encode': _codecs.encode,
+            **_ALSO_SAFE,
             **_SAFE_GLOBALS,
         }
 
@@ -170,6 +178,10 @@ class _Unpickler(pickle._Unpickler):
                 f'Can only build what may be loaded, but got {kind}')
         super().load_build()
 
+    def load_persid(self) -> None:
+        # Of protocol 0, which torch.save never wrote.
+        raise pickle.UnpicklingError('Unsupported operand PERSID')
+
     def load_binpersid(self) -> None:
         key = self.stack[-1]
         # Others make torch compare the sources of modules and write patches.
@@ -180,6 +192,7 @@ class _Unpickler(pickle._Unpickler):
 
     dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.PERSID[0]] = load_persid
     dispatch[pickle.BINPERSID[0]] = load_binpersid
 
 
