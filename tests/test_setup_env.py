@@ -1,5 +1,6 @@
 """tools/setup_env.sh: which set of packages it takes, with interpreters that
 only tell a version and make no environment."""
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -156,6 +157,17 @@ def test_sets_are_for_different_pythons():
         found, key=lambda version: int(version[2:])) == [
             '3.8', '3.9', '3.10', '3.11', '3.12', '3.13'
         ]
+
+
+def test_environment_of_the_page_is_the_classic_set():
+    """Which the whole suite is run with."""
+    page = (ROOT / 'docs/quick_start.md').read_text()
+    block, = (block for block in page.split('```') if 'mim install' in block)
+    pinned = (ROOT / 'tools/requirements/classic.txt').read_text()
+    named = re.findall(r'\S+==\S+', block)
+    assert len(named) == 8
+    assert all(re.search(f'^(# )?{re.escape(name)}$', pinned, re.MULTILINE)
+               for name in named)
 
 
 @pytest.mark.parametrize('script', ('run_tests.sh', 'quickstart.sh'))
