@@ -143,7 +143,8 @@ build_mmcv() {
   work=$(mktemp -d) || return
   # -include makes every source start with the header that takes most of the parsing time; the
   # compiler takes the precompiled form only where flags and macros are the ones of the build.
-  flags="-DNDEBUG -fwrapv -O3 -g0 -w -fPIC"
+  # torch before 2.6 is built with the old ABI of the C++ library, and sets this macro itself.
+  flags="-DNDEBUG -fwrapv -O3 -g0 -w -fPIC -D_GLIBCXX_USE_CXX11_ABI=$("$python" -c 'import torch; print(int(torch._C._GLIBCXX_USE_CXX11_ABI))')"
   mapfile -t includes < <("$python" -c '
 import sysconfig
 from torch.utils.cpp_extension import include_paths
