@@ -44,13 +44,37 @@ def register_fake(operator: str) -> Callable:
 def register_flop_formula(operator) -> Callable:
     """``torch.utils.flop_counter.register_flop_formula``.
 
-    Goes with torch 2.4; before, torch's counter knows its own operators only.
+    Goes with torch 2.4. 2.1 has a table that formulas are written into, 2.0
+    no counter.
     """
     try:
-        from torch.utils.flop_counter import register_flop_formula
+        from torch.utils import flop_counter
     except ImportError:
         return lambda function: function
-    return register_flop_formula(operator)
+    if hasattr(flop_counter, 'register_flop_formula'):
+        return flop_counter.register_flop_formula(operator)
+
+    def register(function: Callable) -> Callable:
+        flop_counter.flop_mapping[operator] = function
+        return function
+
+    return register
+
+
+def counting_flops():
+    """``torch.utils.flop_counter.FlopCounterMode``; goes with torch 2.1.
+
+    Raises:
+        ImportError: torch 2.0 has none.
+    """
+    try:
+        from torch.utils.flop_counter import FlopCounterMode
+    except ImportError as error:
+        raise ImportError(
+            'Counting multiply-adds needs torch 2.1 or newer, and this is '
+            f'torch {torch.__version__}: count in an environment of '
+            'tools/setup_env.sh --stack classic or openmmlab.') from error
+    return FlopCounterMode(display=False)
 
 
 try:

@@ -10,6 +10,9 @@ from mmengine.logging import MMLogger
 from mm_acon import PWLU
 from mm_acon.ops.extension import DEVICES
 from tests.helpers.counting import MACS, PARAMETERS
+from tests.utils import FLOP_COUNTER
+
+pytestmark = FLOP_COUNTER
 
 for library in ('mmdet', 'mmpretrain'):
     pytest.importorskip(f'{library}.models')

@@ -76,7 +76,7 @@ def needs_torch(version: str, what: str):
 # 2.13 on.
 EXPORTS = needs_torch('2.7', 'cannot export models of free sizes')
 OPCHECK = needs_torch('2.4', 'has no torch.library.opcheck')
-FLOP_FORMULA = needs_torch('2.4', 'counts the FLOPs of its own operators only')
+FLOP_COUNTER = needs_torch('2.1', 'has no counter of FLOPs')
 ASSIGN = needs_torch('2.1', 'has no load_state_dict(assign=True)')
 EXPORT = needs_torch('2.1', 'has no torch.export')
 RELU_OF_HALF = needs_torch('2.1', 'has no half-precision ReLU on the CPU')

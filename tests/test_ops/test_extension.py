@@ -15,10 +15,10 @@ from torch import nn
 
 import mm_acon
 from mm_acon import ACONC, PWLU, MetaACON
-from mm_acon.compat import packages_distributions
+from mm_acon.compat import counting_flops, packages_distributions
 from mm_acon.ops import acon, extension, pwlu, pwlu_reference, use_reference
 from tests.conftest import BUILT
-from tests.utils import EXPORT, FLOP_FORMULA, OPCHECK, assert_near, needs_torch
+from tests.utils import EXPORT, FLOP_COUNTER, OPCHECK, assert_near, needs_torch
 
 pytestmark = pytest.mark.skipif(not BUILT, reason='_ext is not built')
 CHANNELS = 5
@@ -228,12 +228,11 @@ def test_export(activation):
     assert_near(exported.module()(x), model(x))
 
 
-@FLOP_FORMULA
+@FLOP_COUNTER
 @pytest.mark.parametrize('activation, cost', ((ACONC, 4), (PWLU, 2)))
 def test_flop_counter_of_torch_knows_the_operators(activation, cost):
     """It counts a multiply-add as two operations."""
-    from torch.utils.flop_counter import FlopCounterMode
-    with FlopCounterMode(display=False) as counter:
+    with counting_flops() as counter:
         activation(4)(torch.randn(2, 4, 5, 5))
     assert counter.get_total_flops() == 2 * cost * 200
 

@@ -19,10 +19,10 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.flop_counter import FlopCounterMode
 
 from mm_acon import LearnableActivation, swap_activations
 from mm_acon.cli import add_config_options, prepare_config
+from mm_acon.compat import counting_flops
 from mm_acon.ops.extension import DEVICES
 from mm_acon.swap.config import find_backbones
 from mm_acon.swap.probe import probe
@@ -187,7 +187,7 @@ def count_parameters(module: nn.Module, norms: bool = True) -> int:
 
 def count_macs(module: nn.Module, *shape: int, layers: bool = False) -> int:
     """With ``layers`` those of convolutions and fully connected layers."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), counting_flops() as counter:
         module(torch.empty(shape, device='meta'))
     counts = counter.get_flop_counts().get('Global', {})
     return sum(count for operator, count in counts.items()
