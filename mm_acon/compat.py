@@ -90,6 +90,22 @@ except ImportError:
     from numpy.core import multiarray as numpy_multiarray  # noqa: F401
 
 
+def free_size():
+    """``torch.export.Dim.DYNAMIC``; goes with torch 2.6.
+
+    Raises:
+        NotImplementedError: there is none.
+    """
+    try:
+        return torch.export.Dim.DYNAMIC
+    except AttributeError as error:
+        raise NotImplementedError(
+            'Exporting a model for any size needs a newer torch than '
+            f'{torch.__version__}: export in an environment of '
+            'tools/setup_env.sh --stack openmmlab; checkpoints load there as '
+            'they are.') from error
+
+
 def register_load_state_dict_pre_hook(module: nn.Module,
                                       hook: Callable) -> RemovableHandle:
     """The method of ``nn.Module``; goes with torch 2.5."""

@@ -5,9 +5,9 @@ from typing import List, Tuple, Union
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
-from ..compat import removeprefix, strict_zip
+from ..compat import free_size, removeprefix, strict_zip
 from .fold import fold_activations
 
 
@@ -27,16 +27,17 @@ def export_onnx(model: nn.Module, inputs: Tensor, path: Union[str,
 
     Raises:
         ValueError: inputs is no (N, C, H, W) with N > 1.
+        NotImplementedError: torch is too old to export free sizes.
     """
     if inputs.dim() != 4 or len(inputs) < 2:
         raise ValueError(
             'export_onnx expects an example of shape (N, C, H, W) with N of '
             f'at least 2, got {tuple(inputs.shape)}: from a batch of one '
             'torch.export concludes that every batch has one image.')
+    dynamic = free_size()
     model = _with_pools_of_any_size(fold_activations(model))
     with torch.no_grad():
         number = len(_tensors(model(inputs)))
-    dynamic = torch.export.Dim.DYNAMIC
     torch.onnx.export(
         model, (inputs, ),
         str(path),
@@ -114,7 +115,7 @@ def compare_onnx(model: nn.Module, path: Union[str, Path],
 
 
 def _tensors(outputs) -> List[Tensor]:
-    return [leaf for leaf in tree_leaves(outputs) if leaf is not None]
+    return [leaf for leaf in tree_flatten(outputs)[0] if leaf is not None]
 
 
 class _AdaptiveAvgPool(nn.Module):

@@ -177,9 +177,11 @@ def pwlu_table(x: Tensor, slope: Tensor, offset: Tensor, left: Tensor,
     rows = torch.arange(units, device=x.device) * pieces
     index = position.clamp(0, pieces - 1).long() + per_channel(rows, x)
     # Exported as Gather; indexing is three times slower and becomes GatherND.
-    slope, offset = (
+    # A list, since Dynamo of torch 2.1 unpacks no generator.
+    slope, offset = [
         table.to(dtype).flatten().index_select(0, index.flatten()).view_as(x)
-        for table in (slope, offset))
+        for table in (slope, offset)
+    ]
     return (slope * value + offset).to(x.dtype)
 
 

@@ -122,13 +122,13 @@ def main() -> None:
     example = torch.randn(2, 3, height, width)
     run(model, example, args)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    export_onnx(model, example, args.out)
     try:
+        export_onnx(model, example, args.out)
         operators = count_operators(args.out)
-    except ValueError as error:
+    except (NotImplementedError, ValueError) as error:
         stop(error)
-    print(f'wrote {args.out}: {operators.total()} nodes, all of ONNX\'s own '
-          'operators')
+    print(f'wrote {args.out}: {sum(operators.values())} nodes, all of '
+          "ONNX's own operators")
     print(', '.join(f'{name} {n}' for name, n in operators.most_common()))
     worst = 0.
     for shape in ((2, height, width), (1, height + 32, width),
