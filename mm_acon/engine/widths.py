@@ -1,9 +1,7 @@
 """Finds the widths of activations before anything takes their parameters."""
-import random
 from contextlib import ExitStack, contextmanager
 from typing import Any, Iterator, List, Optional
 
-import numpy as np
 import torch
 from mmengine.device import get_device
 from mmengine.logging import print_log
@@ -15,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..activations.base import LearnableActivation, activations_of
 from ..activations.empty import UnknownWidthError
 from ..swap.keys import listed
+from ..swap.state import kept_random_states
 from .momentum_copies import find_mirrors
 
 
@@ -129,7 +128,7 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
             for owner in (module._parameters, module._buffers)
             for name, value in owner.items() if isinstance(value, Tensor)]
     training = {module: module.training for module in model.modules()}
-    with _random_states_kept():
+    with kept_random_states():
         try:
             model.train()
             yield
@@ -139,17 +138,6 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
             for owner, name, value, before in held:
                 value.data.copy_(before)
                 owner[name] = value
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
 
 
 def _axis_behind(layer: nn.Module) -> Optional[int]:
@@ -221,7 +209,7 @@ def training_batch(runner) -> Any:
     Its own one may hold an endless sampler, which would go on after it.
     """
     loader = runner._train_dataloader
-    with _random_states_kept():
+    with kept_random_states():
         if isinstance(loader, dict):
             loader = dict(loader, num_workers=0)
             for key in ('persistent_workers', 'prefetch_factor', 'timeout'):

@@ -1,0 +1,62 @@
+"""Running a module so that nothing of it is another afterwards."""
+import random
+from contextlib import contextmanager
+from typing import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def kept_random_states(devices: Iterable = ()) -> Iterator[None]:
+    """Random states of Python, numpy and torch are put back."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+@contextmanager
+def kept_buffers(root: nn.Module) -> Iterator[None]:
+    """Running statistics and other buffers are put back."""
+    held = [(module._buffers, name, value, value.clone())
+            for module in root.modules()
+            for name, value in module._buffers.items()
+            if isinstance(value, Tensor)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for owner, name, value, before in held:
+                value.data.copy_(before)
+                owner[name] = value
+
+
+@contextmanager
+def kept_state(root: nn.Module, devices: Iterable = ()) -> Iterator[None]:
+    """Random states and buffers are put back."""
+    with kept_random_states(devices), kept_buffers(root):
+        yield
+
+
+@contextmanager
+def in_mode(root: nn.Module, training: bool) -> Iterator[None]:
+    """As ``train()`` or ``eval()``, and every module's own flag afterwards.
+
+    A backbone's ``train()`` may do more than set flags, and it is wanted:
+    LeViT makes there what its eval forward needs, MobileNetV2 freezes its
+    stages there and nowhere else.
+    """
+    flags = {module: module.training for module in root.modules()}
+    try:
+        # Some backbones' own eval() takes what train(False) does not do.
+        root.train() if training else root.eval()
+        yield
+    finally:
+        root.train(flags[root])
+        for module, flag in flags.items():
+            module.training = flag
