@@ -1,8 +1,8 @@
-"""Finds activation sites by one forward pass."""
+"""Finds activation sites by running a module."""
 from collections import Counter, defaultdict
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from ..activations import LearnableActivation
+from .samples import REMEDY, Sample, SampleInput, samples, tensors
+from .state import in_mode, kept_state
 
 # Element-wise activations of torch and MMCV by class name. Other types are
 # sites only where the user names them.
@@ -28,44 +30,75 @@ FUNCTIONAL_ACTIVATIONS = {
                      F.hardswish, F.hardtanh, F.softplus)
 }
 
-SampleInput = Union[Tensor, Sequence[Tensor], Sequence[int]]
-
-_REMEDY = ('write sample_input=(1, channels, height, width) in swap, with a '
-           'shape that it takes (--cfg-options model.backbone.swap.'
-           'sample_input="(1,3,64,64)"), or in Python pass the input tensors. '
-           'Of a detector that takes more than images swap the backbone '
-           'alone.')
-
 
 @dataclass(eq=False)
 class Site:
-    """One activation call in a forward pass.
+    """What one activation module is called for behind one layer.
 
     Attributes:
         name: Name of the convolution or fully connected layer that feeds it.
         module: The activation module that is called.
         caller: The module whose forward calls it.
-        call: 0 for the first call of ``module`` in the caller's forward.
-        width: Channels, the size of axis 1.
-        map_size: Spatial axes of the input, in pixels.
-        has_tokens: x is (N, tokens, C): the channels lie in the last axis.
         feed: The convolution or fully connected layer itself, if any.
         first_called: The module that the caller calls first, if it calls it
             once per forward.
+        shapes: Of the inputs, each once, in the order that they came.
     """
     name: str
     module: nn.Module
     caller: nn.Module
-    call: int
-    width: int
-    map_size: Tuple[int, ...]
-    has_tokens: bool
     feed: Optional[nn.Module]
     first_called: Optional[nn.Module] = None
+    shapes: Dict[Tuple[int, ...], None] = field(default_factory=dict)
 
     @property
     def type(self) -> str:
         return type(self.module).__name__
+
+    @property
+    def _shape(self) -> Tuple[int, ...]:
+        return next(iter(self.shapes))
+
+    @property
+    def channel_axis(self) -> Optional[int]:
+        """1, or -1 where x is (N, tokens, C) or (N, H, W, C).
+
+        The channels are the axis whose size stays when that of the image
+        changes, and it is as long as the layer before it is wide. None if
+        their number differs from call to call.
+        """
+        axes = [
+            axis for axis in (1, -1)
+            if all(len(shape) > 1 for shape in self.shapes)
+            and len({shape[axis]
+                     for shape in self.shapes}) == 1
+        ]
+        if len(axes) < 2:
+            return axes[0] if axes else None
+        if len(self._shape) == 2:
+            return 1
+        width = getattr(self.feed, 'out_features',
+                        getattr(self.feed, 'out_channels', None))
+        axes = [axis for axis in axes if self._shape[axis] == width] or axes
+        if len(axes) == 1:
+            return axes[0]
+        has_tokens = isinstance(
+            self.feed, nn.Linear) or (isinstance(self.feed, nn.Conv2d)
+                                      and len(self._shape) == 3)
+        return -1 if has_tokens else 1
+
+    @property
+    def width(self) -> int:
+        """Channels, 0 if their number differs from call to call."""
+        axis = self.channel_axis
+        return self._shape[axis] if axis else 0
+
+    @property
+    def map_size(self) -> Tuple[int, ...]:
+        """Spatial axes of the first input, in pixels, or tokens."""
+        if self.channel_axis == -1:
+            return self._shape[1:-1]
+        return self._shape[2:]
 
     @property
     def is_frozen(self) -> bool:
@@ -75,40 +108,52 @@ class Site:
                                             for p in parameters)
 
 
+# For the mode, True in training, which sites the calls of one module in one
+# forward of its caller go to, in their order. Several where that differs
+# from forward to forward.
+Orders = Dict[bool, Set[Tuple[Site, ...]]]
+
+
 @dataclass
 class Probed:
-    """What one forward pass showed."""
+    """What the forward passes showed."""
     sites: List[Site]
+    # By caller and activation module.
+    orders: Dict[Tuple[nn.Module, nn.Module], Orders]
     # 'F.relu in layer1.0', in the order of the calls, each once.
     functional: List[str]
     # Activation modules that were not called, by name.
     uncalled: Dict[str, nn.Module]
+    # Why the module could not be run in training, empty if it could.
+    training_error: str
 
 
-@dataclass
+@dataclass(eq=False)
 class _Frame:
     """A module whose forward is running."""
     module: nn.Module
     children: Counter = field(default_factory=Counter)
     first_called: Optional[nn.Module] = None
-    sites: List[Site] = field(default_factory=list)
+    # By activation module, the keys of the sites.
+    calls: Dict[nn.Module,
+                List[tuple]] = field(default_factory=lambda: defaultdict(list))
+    # How often an activation was called behind one run of a layer.
+    behind: Counter = field(default_factory=Counter)
+
+
+@dataclass(eq=False)
+class _Run:
+    """One run of a layer, or what of it gave one of several results."""
+    feed: nn.Module
+    # The forwards that it is part of.
+    frames: Tuple[_Frame, ...]
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a tensor comes from: a layer, and whether activated since."""
-    feed: nn.Module
+    """Where a tensor comes from, and whether it was activated since."""
+    run: _Run
     activated: bool
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
 
 
 def _is_feed(module: nn.Module) -> bool:
@@ -119,14 +164,6 @@ def _is_feed(module: nn.Module) -> bool:
     return weight is not None and weight.dim() > 1
 
 
-def _has_tokens(shape: Sequence[int], feed: Optional[nn.Module]) -> bool:
-    """Behind a Linear, or a convolution whose map was made into tokens."""
-    if isinstance(feed, nn.Linear):
-        return len(shape) > 2
-    return (isinstance(feed, nn.Conv2d) and len(shape) == 3
-            and shape[2] == feed.out_channels)
-
-
 class _Tracer(TorchFunctionMode):
     """Follows tensors from convolutions to activations.
 
@@ -134,6 +171,10 @@ class _Tracer(TorchFunctionMode):
     result takes the source of its arguments: of those not yet activated the
     first (in a residual sum the branch, not the shortcut), for a
     concatenation the last (in a dense block the newest features).
+
+    Calls behind the same layer are one site, however often the layer runs:
+    for the levels of a pyramid, or the branches that TridentNet has in
+    training alone. A second call on the result of the same run is another.
     """
 
     def __init__(self, root: nn.Module, types: frozenset) -> None:
@@ -144,7 +185,8 @@ class _Tracer(TorchFunctionMode):
         }
         self.types = types
         self.frames: List[_Frame] = []
-        self.sites: Dict[Tuple[nn.Module, nn.Module, int], Site] = {}
+        self.sites: Dict[tuple, Site] = {}
+        self.orders: Dict[tuple, Set[tuple]] = defaultdict(set)
         self.functional: Dict[str, None] = {}
         self.uncalled = {
             name: module
@@ -163,7 +205,7 @@ class _Tracer(TorchFunctionMode):
     @staticmethod
     def source_of(arguments: Any, last: bool = False) -> Optional[_Source]:
         sources = [
-            tensor._mm_acon_source for tensor in _tensors(arguments)
+            tensor._mm_acon_source for tensor in tensors(arguments)
             if hasattr(tensor, '_mm_acon_source')
         ]
         fresh = [source for source in sources if not source.activated]
@@ -173,7 +215,7 @@ class _Tracer(TorchFunctionMode):
     @staticmethod
     def mark(value: Any, source: Optional[_Source]) -> None:
         if source is not None:
-            for tensor in _tensors(value):
+            for tensor in tensors(value):
                 tensor._mm_acon_source = source
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -182,15 +224,24 @@ class _Tracer(TorchFunctionMode):
                                 last=function in (torch.cat, torch.stack))
         name = FUNCTIONAL_ACTIVATIONS.get(function)
         if name is not None and not self.inside_activation:
-            where = self.names.get(self.frames[-1].module) or 'the forward'
-            self.functional[f'{name} in {where}'] = None
-            source = source and _Source(source.feed, True)
+            self.note_unreached(name)
+            source = source and _Source(source.run, True)
         result = function(*args, **kwargs)
         self.mark(result, source)
         return result
 
+    def note_unreached(self, what: str) -> None:
+        where = 'the forward'
+        if self.frames:
+            where = self.names.get(self.frames[-1].module) or where
+        self.functional[f'{what} in {where}'] = None
+
     def before(self, module: nn.Module, args: tuple) -> None:
         if module not in self.names:
+            # An attribute of a class, or an element of a plain list.
+            if self.is_activation(module) and not self.inside_activation:
+                self.note_unreached(f'{type(module).__name__} that no module '
+                                    'holds')
             return
         self.uncalled.pop(self.names[module], None)
         if self.frames:
@@ -198,28 +249,25 @@ class _Tracer(TorchFunctionMode):
             if frame.first_called is None:
                 frame.first_called = module
             if self.is_activation(module) and not self.inside_activation:
-                self.add_site(frame, module, args)
+                frame.calls[module].append(self.meet(frame, module, args))
             frame.children[module] += 1
         self.frames.append(_Frame(module))
 
-    def add_site(self, frame: _Frame, module: nn.Module, args: tuple) -> None:
-        shape = next((x.shape for x in _tensors(args)), ())
-        call = frame.children[module]
+    def meet(self, frame: _Frame, module: nn.Module, args: tuple) -> tuple:
+        """The key of the site that a call belongs to."""
         source = self.source_of(args)
-        feed = source and source.feed
-        site = Site(
-            name=self.names[feed if feed is not None else module],
-            module=module,
-            caller=frame.module,
-            call=call,
-            width=shape[1] if len(shape) > 1 else 0,
-            map_size=tuple(shape[2:]),
-            has_tokens=_has_tokens(shape, feed),
-            feed=feed)
-        known = self.sites.setdefault((frame.module, module, call), site)
-        if known.width != site.width:
-            known.width = 0
-        frame.sites.append(known)
+        feed = source and source.run.feed
+        # What feeds a block from outside may be another layer each time.
+        run = source.run if source and frame in source.run.frames else None
+        number = frame.behind[module, run]
+        frame.behind[module, run] += 1
+        key = frame.module, module, run and feed, number
+        if key not in self.sites:
+            name = self.names[module if feed is None else feed]
+            self.sites[key] = Site(name, module, frame.module, feed)
+        shape = next((tuple(x.shape) for x in tensors(args)), ())
+        self.sites[key].shapes[shape] = None
+        return key
 
     def after(self, module: nn.Module, args: tuple, result: Any) -> None:
         if module not in self.names:
@@ -227,127 +275,109 @@ class _Tracer(TorchFunctionMode):
         frame = self.frames.pop()
         if self.inside_activation:
             return
-        if frame.children[frame.first_called] == 1:
-            for site in frame.sites:
-                if site.module is not frame.first_called:
-                    site.first_called = frame.first_called
+        once = frame.children[frame.first_called] == 1
+        for activation, keys in frame.calls.items():
+            self.orders[module, activation].add(tuple(keys))
+            for key in keys:
+                if once and activation is not frame.first_called:
+                    self.sites[key].first_called = frame.first_called
         if self.is_activation(module):
             source = self.source_of(args)
-            self.mark(result, source and _Source(source.feed, True))
+            self.mark(result, source and _Source(source.run, True))
         elif _is_feed(module):
-            self.mark(result, _Source(module, False))
+            # TridentNet's convolution gives a list.
+            for tensor in tensors(result):
+                self.mark(tensor,
+                          _Source(_Run(module, tuple(self.frames)), False))
         else:
             # Functions that torch's override protocol does not see.
-            for tensor in _tensors(result):
+            for tensor in tensors(result):
                 if not hasattr(tensor, '_mm_acon_source'):
                     self.mark(tensor, self.source_of(args))
 
 
-@contextmanager
-def _eval_mode(root: nn.Module) -> Iterator[None]:
-    """As ``eval()``, and afterwards every module's own flag again.
-
-    A backbone's ``train()`` may do more than set flags, and it is wanted:
-    LeViT makes there what its eval forward needs, MobileNetV2 freezes its
-    stages there and nowhere else.
-    """
-    training = {module: module.training for module in root.modules()}
-    try:
-        root.eval()
-        yield
-    finally:
-        root.train(training[root])
-        for module, flag in training.items():
-            module.training = flag
-
-
-def _samples(root: nn.Module,
-             sample_input: Optional[SampleInput]) -> List[tuple]:
-    """Arguments to try the forward with, in that order."""
-    if isinstance(sample_input, Tensor):
-        return [(sample_input, )]
-    if sample_input is not None:
-        items = (
-            tuple(sample_input) if isinstance(sample_input, (list, tuple)) else
-            ())
-        if items and all(isinstance(item, Tensor) for item in items):
-            return [items]
-        if not items or not all(
-                isinstance(item, int) and item > 0 for item in items):
-            raise ValueError(
-                'sample_input expects the shape of an input, (1, channels, '
-                f'height, width), or input tensors, got {sample_input!r}.')
-        shapes = [items]
-    else:
-        first = next((m for m in root.modules() if isinstance(m, _ConvNd)),
-                     None)
-        if first is None:
-            raise ValueError(
-                f'{type(root).__name__} has no convolution to tell the shape '
-                f'of its input; {_REMEDY}')
-        # 256 pixels: only pooled maps are then 1x1, since the strides of
-        # HourglassNet go to 128. Some take 224 only. The first convolution
-        # need not see the image itself (YOLOX slices it).
-        axes = len(first.kernel_size)
-        shapes = [(1, channels, *[pixels] * axes) for pixels in (256, 224)
-                  for channels in dict.fromkeys((first.in_channels, 3))]
-    like = next((p for p in root.parameters() if p.is_floating_point()),
-                torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
-    return [(torch.rand(*shape,
-                        generator=generator).to(like.device, like.dtype), )
-            for shape in shapes]
-
-
-def probe(root: nn.Module,
-          types: Sequence[str] = (),
-          sample_input: Optional[SampleInput] = None) -> Probed:
-    """Runs one forward pass and lists the activation calls in it.
-
-    The pass is in eval mode and without gradient; training flags, statistics
-    and random state are afterwards what they were.
-
-    Args:
-        root: The module to look into.
-        types: Class names to count as activations beside the usual ones.
-        sample_input: Shape of the input, or the input tensors. None makes
-            one of 256 pixels for the first convolution, or else of 224.
-
-    Raises:
-        ValueError: ``sample_input`` is no shape and no tensors.
-        RuntimeError: the forward pass failed.
-    """
-    failures = []
-    for sample in _samples(root, sample_input):
-        tracer = _Tracer(root, ACTIVATION_TYPES.union(types))
-        try:
-            _run(root, sample, tracer)
-        except Exception as error:
-            shapes = [tuple(tensor.shape) for tensor in sample]
-            failures.append(f'{shapes}: {type(error).__name__}: {error}')
-            cause = error
-            continue
-        sites = list(tracer.sites.values())
-        _make_names_unique(sites)
-        return Probed(sites, list(tracer.functional), tracer.uncalled)
-    raise RuntimeError(
-        f'{type(root).__name__} could not be run to find its activations. It '
-        'was tried with input of shape ' + ', and '.join(failures) +
-        f'; {_REMEDY}') from cause
-
-
-def _run(root: nn.Module, sample: tuple, tracer: _Tracer) -> None:
-    devices = {tensor.device for tensor in sample if tensor.is_cuda}
+def _trace(root: nn.Module, sample: Sample, types: frozenset,
+           training: bool) -> _Tracer:
+    """Follows one pass, without gradient, which changes nothing."""
+    tracer = _Tracer(root, types)
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices))
-        stack.enter_context(_eval_mode(root))
+        stack.enter_context(kept_state(root, sample.cuda_devices))
+        stack.enter_context(in_mode(root, training))
         stack.enter_context(torch.no_grad())
         stack.enter_context(tracer)
         for handle in (nn_module.register_module_forward_pre_hook(
                 tracer.before),
                        nn_module.register_module_forward_hook(tracer.after)):
             stack.callback(handle.remove)
-        root(*sample)
+        sample.run(root)
+    return tracer
+
+
+def probe(root: nn.Module,
+          types: Sequence[str] = (),
+          sample_input: Optional[SampleInput] = None) -> Probed:
+    """Runs a module once in each mode and lists the activation calls.
+
+    Both passes are without gradient; training flags, statistics and random
+    state are afterwards what they were. The pass in training is on a small
+    input. What it calls and evaluation does not (an auxiliary head) are
+    sites, too.
+
+    Args:
+        root: The module to look into.
+        types: Class names to count as activations beside the usual ones.
+        sample_input: Shape of the input, the input tensors, a tuple or dict
+            of arguments, or a function that calls the module. None makes one
+            of 256 pixels for the first convolution, or of another size.
+
+    Raises:
+        ValueError: ``sample_input`` is none of these.
+        RuntimeError: the forward pass failed.
+    """
+    types = ACTIVATION_TYPES.union(types)
+    seen, failures, cause = _first_trace(root, sample_input, types, False)
+    if seen is None:
+        raise RuntimeError(
+            f'{type(root).__name__} could not be run to find its activations. '
+            'It was tried with input of shape ' + ', and '.join(failures) +
+            f'; {REMEDY}') from cause
+    trained, failures, _ = _first_trace(root, sample_input, types, True)
+    for key, site in trained.sites.items() if trained else ():
+        known = seen.sites.setdefault(key, site)
+        known.shapes.update(site.shapes)
+    sites = list(seen.sites.values())
+    _make_names_unique(sites)
+    orders = defaultdict(dict)
+    for training, tracer in ((False, seen), (True, trained)):
+        for pair, calls in tracer.orders.items() if tracer else ():
+            orders[pair][training] = {
+                tuple(seen.sites[key] for key in keys)
+                for keys in calls
+            }
+    uncalled = seen.uncalled
+    if trained:
+        seen.functional.update(trained.functional)
+        uncalled = {
+            name: module
+            for name, module in uncalled.items() if name in trained.uncalled
+        }
+    return Probed(sites, orders, list(seen.functional), uncalled,
+                  '' if trained else ', and '.join(failures))
+
+
+def _first_trace(
+    root: nn.Module, sample_input: Optional[SampleInput], types: frozenset,
+    training: bool
+) -> Tuple[Optional[_Tracer], List[str], Optional[Exception]]:
+    """Of the first input that the module can be run with."""
+    failures, cause = [], None
+    for sample in samples(root, sample_input, training, training):
+        try:
+            return _trace(root, sample, types, training), failures, cause
+        except Exception as error:
+            failures.append(f'{sample.text}: {type(error).__name__}: {error}')
+            cause = error
+    return None, failures, cause
 
 
 def _make_names_unique(sites: List[Site]) -> None:

@@ -165,23 +165,35 @@ def test_activations_that_are_not_called_are_listed():
 
 
 @pytest.mark.parametrize(
-    'forward, width, last',
+    'forward, width, axis, map_size',
     [
-        (lambda self, x: self.act(self.conv(x)), 4, False),
-        (lambda self, x: self.act(self.conv(x).mean((2, 3))), 4, False),
-        (lambda self, x: self.act(self.conv(x).flatten(2)), 4, False),
+        (lambda self, x: self.act(self.conv(x)), 4, 1, (256, 256)),
+        (lambda self, x: self.act(self.conv(x).mean((2, 3))), 4, 1, ()),
+        (lambda self, x: self.act(self.conv(x).flatten(2)), 4, 1, (65536, )),
         # Tokens of a map, as in Conformer.
-        (lambda self, x: self.act(self.conv(x).flatten(2).mT), 256**2, True),
-        (lambda self, x: self.act(self.fc(self.conv(x).mT)), 4, True),
-        (lambda self, x: self.act(self.fc(x.mean((1, 2)))), 5, False),
+        (lambda self, x: self.act(self.conv(x).flatten(2).mT), 4, -1,
+         (65536, )),
+        # No size is the convolution's.
+        (lambda self, x: self.act(self.conv(x)[:, 1:]), 3, 1, (256, 256)),
+        (lambda self, x: self.act(self.conv(x).movedim(1, -1)[..., 1:]), 3, -1,
+         (256, 256)),
+        (lambda self, x: self.act(self.fc(self.conv(x).mT)), 5, -1, (4, 256)),
+        # A map behind a fully connected layer, as in HRFormer.
+        (lambda self, x: self.act(
+            self.fc3(self.conv(x).movedim(1, -1)).movedim(-1, 1)), 64, 1,
+         (256, 256)),
+        (lambda self, x: self.act(self.fc(x.mean((1, 2)))), 5, 1, ()),
         # Called with no tensor by position.
-        (lambda self, x: self.act(input=self.conv(x)), 0, False),
-        (lambda self, x: self.act(self.act(self.conv(x)).mean()), 4, False),
+        (lambda self, x: self.act(input=self.conv(x)), 0, None, ()),
+        (lambda self, x: self.act(self.act(self.conv(x)).mean()), 4, 1,
+         (256, 256)),
     ])
-def test_width(forward, width, last):
-    model = Toy(forward, act=nn.ReLU(), fc=nn.Linear(256, 5))
+def test_channels(forward, width, axis, map_size):
+    model = Toy(
+        forward, act=nn.ReLU(), fc=nn.Linear(256, 5), fc3=nn.Linear(4, 64))
     site = probe(model).sites[0]
-    assert (site.width, site.has_tokens) == (width, last)
+    assert (site.width, site.channel_axis, site.map_size) == (width, axis,
+                                                              map_size)
 
 
 def test_widths_that_differ_from_call_to_call():
@@ -263,9 +275,9 @@ def test_module_that_cannot_be_run():
 
 def test_module_without_convolution():
     with pytest.raises(
-            ValueError,
-            match='no convolution to tell the shape '
-            r'of its input; write sample_input=\(1, channels'):
+            RuntimeError,
+            match=r'was tried with input of shape \[\(1, 3, 256, 256\)\]: .*'
+            r'; write sample_input=\(1, channels'):
         probe(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
     assert names(model, (), (2, 3)) == ['0']
