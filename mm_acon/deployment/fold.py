@@ -12,6 +12,7 @@ from ..activations.pwlu import PHASE_1
 from ..ops.checks import (channels_first, channels_last, compute_dtype,
                           per_channel)
 from ..ops.pwlu import inference_table, pwlu_table
+from ..swap.in_place import carry_over
 
 
 def fold_activations(model: nn.Module) -> nn.Module:
@@ -55,6 +56,7 @@ def fold_activations(model: nn.Module) -> nn.Module:
             if isinstance(child, LearnableActivation):
                 if child not in folded:
                     folded[child] = _fold(child)
+                    carry_over(child, folded[child])
                 setattr(parent, name, folded[child])
     return _fold(model)
 

@@ -1,5 +1,5 @@
-from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Sequence, Tuple
 
 
 @dataclass
@@ -14,6 +14,10 @@ class SwapRow:
         map_size: Spatial size of the probe's map, in pixels.
         parameters: Number of parameters added.
         reason: Why it was left alone, empty where it was replaced.
+        keeps: How much of the function that was there the new one keeps at
+            its start: 'exact', or the norm of the difference over that of
+            the function under normal input of mean 0 and std 1.
+        note: What else there is to say of a replaced one.
     """
     site: str
     old: str
@@ -22,6 +26,39 @@ class SwapRow:
     map_size: Tuple[int, ...]
     parameters: int = 0
     reason: str = ''
+    keeps: str = '-'
+    note: str = ''
+
+
+@dataclass
+class Proof:
+    """How a network was compared with itself, see ``proof.py``.
+
+    Attributes:
+        modes: 'evaluation', 'training' or both.
+        failures: Why the network could not be run with gradients, by mode.
+        tolerance: 0, or how far apart two runs of the network itself are.
+        seconds: What it took.
+    """
+    modes: List[str]
+    failures: Dict[str, str] = field(default_factory=dict)
+    tolerance: float = 0.
+    seconds: float = 0.
+
+    def __str__(self) -> str:
+        parts = []
+        if self.modes:
+            exact = 'exactly' if not self.tolerance else (
+                f'to within {self.tolerance:.1g}, for its own runs differ')
+            parts.append(
+                'with the old activations at these places, outputs and '
+                f'gradients stay {exact} what they are, in '
+                f'{" and ".join(self.modes)} ({self.seconds:.1f} s)')
+        parts += [
+            f'not compared in {mode}, where it does not run: {reason}'
+            for mode, reason in self.failures.items()
+        ]
+        return '; '.join(parts)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -38,25 +75,27 @@ class SwapReport:
 
     ``functional`` lists activation functions called without a module, which
     a swap cannot reach, and ``uncalled`` the modules of a type to replace
-    that the forward pass did not come by: those of an auxiliary head that
-    only training uses, for example. Printing gives a table.
+    that neither evaluation nor training came by. ``proof`` says how the
+    network was compared with itself. Printing gives a table.
     """
     rows: List[SwapRow]
     functional: List[str]
     uncalled: List[str]
+    proof: Optional[Proof] = None
 
     @property
     def replaced(self) -> List[SwapRow]:
         return [row for row in self.rows if row.new]
 
     def __str__(self) -> str:
-        table = [('site', 'old', 'new', 'width', 'map', 'parameters', 'note')]
+        table = [('site', 'old', 'new', 'width', 'map', 'parameters',
+                  'function', 'note')]
         for row in self.rows:
             table.append(
                 (row.site, row.old, row.new
                  or '-', str(row.width), 'x'.join(map(str, row.map_size))
-                 or '-', f'{row.parameters:,}' if row.new else '-',
-                 row.reason))
+                 or '-', f'{row.parameters:,}' if row.new else '-', row.keeps,
+                 row.reason or row.note))
         lines = [
             aligned(table), f'{len(self.replaced)} of {len(self.rows)} '
             'activation sites replaced, '
@@ -68,4 +107,6 @@ class SwapReport:
         if self.uncalled:
             lines.append('not called, so left as they are: ' +
                          ', '.join(self.uncalled))
+        if self.proof:
+            lines.append(str(self.proof))
         return '\n'.join(lines)

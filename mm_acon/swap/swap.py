@@ -1,39 +1,48 @@
-import copy
 import inspect
 import re
-from collections import defaultdict
-from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 
-from ..activations import LearnableActivation, keep_start
+from ..activations import PWLU, LearnableActivation, keep_start
+from ..activations.function import ElementWise
+from .keys import listed
 from .loading import watch_loading
-from .per_call import ActivationPerCall
-from .probe import ACTIVATION_TYPES, SampleInput, Site, probe
+from .probe import ACTIVATION_TYPES, Probed, Site, probe
+from .proof import prove
+from .replacement import Replacement
 from .report import SwapReport, SwapRow
+from .samples import SampleInput
 
 Patterns = Union[str, Sequence[str], None]
 _FROZEN_NOTE = "frozen; frozen='swap' if the checkpoint brings its activation"
 # They scale something else; another function there is another network.
-_GATES = ('HSigmoid', 'Hardsigmoid', 'Sigmoid', 'Tanh')
+GATES = ('HSigmoid', 'Hardsigmoid', 'Sigmoid', 'Tanh')
 
 
 def swap_activations(module: nn.Module,
                      act_cfg: dict,
                      include: Patterns = None,
                      exclude: Patterns = None,
+                     parts: Union[str, Sequence[str], None] = None,
                      replace: Union[str, Sequence[str]] = 'ReLU',
                      tiny_maps: bool = False,
                      frozen: str = 'keep',
-                     sample_input: Optional[SampleInput] = None) -> SwapReport:
+                     sample_input: Optional[SampleInput] = None,
+                     verify: bool = True) -> SwapReport:
     r"""Replaces activations of a built module, in place.
 
-    A site is one activation call in the forward pass, named after the
-    convolution that feeds it: ``layer1.0.conv2``, stem ``conv1``. A module
-    that is called at several sites is split into one per call. No key of the
-    state dict changes; the new activations add theirs.
+    A site is what an activation is called for behind one convolution, named
+    after it: ``layer1.0.conv2``, stem ``conv1``. A module that is called at
+    several sites is split into one per site. No key of the state dict
+    changes; the new activations add theirs.
+
+    Before the new activations go in, the module has to give the same outputs
+    and gradients with the old ones at their places, in evaluation and in
+    training. A site where it does not is left as it is, and the report says
+    how it differs.
 
     Args:
         module (nn.Module): Any module that runs on images, or on
@@ -45,15 +54,24 @@ def swap_activations(module: nn.Module,
             in the site names; only sites that match one are replaced.
             ``r'\.conv2$'`` is the ACON paper's rule for bottlenecks.
         exclude (str or list of str, optional): Likewise, to leave sites out.
+        parts (str or list of str, optional): Names of parts of the module,
+            'neck' or 'roi_head.bbox_head' for example, wherever they are in
+            it; only their sites are replaced.
         replace (str or list of str): Types of the activations to replace.
         tiny_maps (bool): Replace sites on 1x1 maps too, such as those in
             squeeze-and-excitation blocks.
         frozen (str): What to do where the feeding convolution is frozen:
             'keep' the old activation, or 'swap' it for one that is frozen
             too, which makes sense if the checkpoint brings it.
-        sample_input: Shape of an input, or the input tensors, for the
-            forward pass that finds the sites. None makes one of 256 pixels,
-            or of 224 if the module does not take that.
+        sample_input: For the forward passes: shape of an input, the input
+            tensors, a tuple or dict of arguments (shapes in place of tensors
+            too), or a function that is given the module and calls it. None
+            makes an image of 256 pixels or of another size, maps for a neck
+            or head that says which it takes, and for a whole model of
+            OpenMMLab images with data samples.
+        verify (bool): Whether to compare the module with itself. It takes
+            four small forward and backward passes, and four more with the
+            old activations at the new places.
 
     Returns:
         SwapReport: One row per site; prints as a table.
@@ -61,8 +79,8 @@ def swap_activations(module: nn.Module,
     Raises:
         KeyError: ``act_cfg`` names an unknown type.
         TypeError: ``module`` is no module.
-        ValueError: nothing matches, with a list of what there is, or an
-            argument is wrong.
+        ValueError: nothing matches or nothing can be replaced, with a list
+            of what there is, or an argument is wrong.
         RuntimeError: the module could not be run on the sample input.
     """
     if not isinstance(module, nn.Module):
@@ -75,54 +93,58 @@ def swap_activations(module: nn.Module,
     new_type = _activation_class(act_cfg)
     old_types = _class_names(replace)
     probed = probe(module, old_types, sample_input)
-    _check_types(replace, old_types, probed.sites)
-    wanted = _matching(probed.sites, include, exclude)
-    places = {
-        site: _places(module, site, probed.sites)
+    _check_types(replace, old_types, probed)
+    wanted = _within(parts, _matching(probed.sites, include, exclude), module)
+    report = SwapReport([
+        SwapRow(site.name, site.type, None, site.width, site.map_size)
         for site in probed.sites
-    }
-
-    report = SwapReport([], probed.functional, [
+    ], probed.functional, [
         name for name, uncalled in probed.uncalled.items()
         if type(uncalled).__name__ in old_types
     ])
-    chosen: Dict[Site, SwapRow] = {}
-    calls: Dict[Tuple[nn.Module, nn.Module], List[Site]] = defaultdict(list)
-    for site in probed.sites:
-        row = SwapRow(site.name, site.type, None, site.width, site.map_size)
-        report.rows.append(row)
+    rows = dict(zip(probed.sites, report.rows))
+    for site, row in rows.items():
         if site not in wanted:
             row.reason = 'not included'
         elif site.type not in old_types:
             row.reason = f'no {" or ".join(sorted(old_types))}'
         else:
             row.reason = _reason_to_keep(site, tiny_maps, frozen)
-        if not row.reason and not places[site]:
-            row.reason = 'the module that calls it does not hold it'
+    # All are built before the first is put in place: an error in act_cfg
+    # leaves the module as it was.
+    built: Dict[Site, nn.Module] = {}
+    for site, row in rows.items():
         if not row.reason:
-            chosen[site] = row
-        calls[site.caller, site.module].append(site)
-    _keep_shared_parameters(calls.values(), chosen)
-    if not chosen:
+            new, row.reason = _build(module, site, new_type, act_cfg)
+            if new is not None:
+                built[site] = new
+    replacements = _replacements(module, probed, rows)
+    if verify and replacements:
+        report.proof, refused = prove(module, replacements, sample_input)
+        for replacement, difference in refused.items():
+            replacements.remove(replacement)
+            for site in replacement.chosen:
+                rows[site].reason = f'with copies of it {difference}'
+    if not replacements:
         raise ValueError(
             f'No activation of {type(module).__name__} was chosen for '
             f'replacement by {new_type.__name__}; the sites are:\n{report}\n'
             'Change include, exclude, replace, tiny_maps or frozen in swap; '
             'the tools take --act-include, --act-exclude, --act-replace and '
             '--cfg-options model.backbone.swap.tiny_maps=True.')
-
-    # All are built before the first is put in place: an error in act_cfg
-    # leaves the module as it was.
-    built: Dict[Site, nn.Module] = {}
-    for site, row in chosen.items():
-        new = built[site] = _build(module, site, new_type, act_cfg)
-        row.new = type(new).__name__
-        row.parameters = sum(p.numel() for p in new.parameters())
-    replacements = [(places[sites[0]], _replacement(sites, built))
-                    for sites in calls.values() if built.keys() & set(sites)]
-    for holders, replacement in replacements:
-        for holder, name in holders:
-            holder._modules[name] = replacement
+    # Fresh ones in place of the same function are alike.
+    keeps: Dict[str, str] = {}
+    for replacement in replacements:
+        replacement.put(built)
+        for site in replacement.chosen:
+            row, new = rows[site], built[site]
+            row.new = type(new).__name__
+            row.parameters = sum(p.numel() for p in new.parameters())
+            function = repr([site.module, list(site.module.parameters())])
+            if function not in keeps:
+                keeps[function] = _keeps(new, site.module)
+            row.keeps = keeps[function]
+            row.note = replacement.note(site)
     print_log(f'{type(module).__name__}: {report}', logger='current')
     watch_loading(module)
     keep_start(module)
@@ -131,28 +153,47 @@ def swap_activations(module: nn.Module,
 
 def _reason_to_keep(site: Site, tiny_maps: bool, frozen: str) -> str:
     """Why an activation of a type to replace stays, empty if it does not."""
-    if site.has_tokens:
-        return 'channels in the last axis'
-    if site.width == 0:
-        return 'no single width in axis 1'
-    if not tiny_maps and all(size == 1 for size in site.map_size):
+    if (not tiny_maps and site.map_size
+            and all(size == 1 for size in site.map_size)):
         return '1x1 map'
     if frozen == 'keep' and site.is_frozen:
         return _FROZEN_NOTE
     return ''
 
 
-def _keep_shared_parameters(calls: Iterable[List[Site]],
-                            chosen: Dict[Site, SwapRow]) -> None:
-    """Leaves a PReLU of which not all calls are chosen.
-
-    The calls left would no longer share their parameters.
-    """
-    for sites in calls:
-        if (not chosen.keys() >= set(sites)
-                and any(True for _ in sites[0].module.parameters())):
-            for site in chosen.keys() & set(sites):
-                chosen.pop(site).reason = 'shares parameters with calls left'
+def _replacements(root: nn.Module, probed: Probed,
+                  rows: Dict[Site, SwapRow]) -> List[Replacement]:
+    """One for each caller of a module; others' rows get a reason."""
+    replacements = []
+    for pair, orders in probed.orders.items():
+        met = {
+            site
+            for calls in orders.values()
+            for one in calls
+            for site in one
+        }
+        sites = [site for site in probed.sites if site in met]
+        chosen = [site for site in sites if not rows[site].reason]
+        if not chosen:
+            continue
+        places = _places(root, pair[1], pair[0], probed)
+        reason = ''
+        if not places:
+            reason = 'the module that calls it does not hold it'
+        elif len(sites) > 1 and any(
+                len(calls) > 1 for calls in orders.values()):
+            reason = (f'{type(pair[0]).__name__} calls it in another order '
+                      'from forward to forward')
+        elif (len(chosen) < len(sites)
+              and any(True for _ in pair[1].parameters())):
+            # The calls left would no longer share them.
+            reason = 'shares parameters with calls left'
+        if reason:
+            for site in chosen:
+                rows[site].reason = reason
+        else:
+            replacements.append(Replacement(sites, chosen, places, orders))
+    return replacements
 
 
 def _activation_class(act_cfg: dict):
@@ -201,16 +242,49 @@ def _class_names(types: Union[str, Sequence[str]]) -> set:
     return {*names, *(found.__name__ for found in registered if found)}
 
 
-def _check_types(replace, old_types: set, sites: List[Site]) -> None:
-    there = sorted({site.type for site in sites})
+def _function_of(old: nn.Module) -> Optional[nn.Module]:
+    """The function that stands there; None if another cannot keep it."""
+    if isinstance(old, LearnableActivation):
+        return old.function and old.function.module
+    try:
+        return ElementWise(old).module
+    except ValueError:
+        # RReLU, and what the user alone knows.
+        return None
+
+
+def _keeps(new: nn.Module, old: nn.Module) -> str:
+    """How much of the function that was there a fresh activation keeps."""
+    function = _function_of(old)
+    if (function is None or not isinstance(new, LearnableActivation)
+            or any(p.is_meta for p in new.parameters())):
+        return '-'
+    try:
+        difference = new.difference_from(function)
+    except ValueError:
+        # It looks at more than one number.
+        return 'another'
+    if not difference:
+        return 'exact'
+    phase1 = 'exact in Phase I, else ' if isinstance(new, PWLU) else ''
+    return f'{phase1}{difference:.1%} off'
+
+
+def _check_types(replace, old_types: set, probed: Probed) -> None:
+    there = sorted({site.type for site in probed.sites})
     if old_types.intersection(there):
         return
-    useful = [name for name in there if name not in _GATES]
+    useful = [name for name in there if name not in GATES]
     ours = sorted({
         site.type
-        for site in sites if isinstance(site.module, LearnableActivation)
+        for site in probed.sites
+        if isinstance(site.module, LearnableActivation)
     })
     remedy = ''
+    if not there and probed.functional:
+        remedy = (f' It calls functions: {listed(probed.functional)}. A swap '
+                  'reaches modules only: write self.relu = nn.ReLU() in '
+                  '__init__ and call that.')
     if useful:
         remedy = (f' Write replace={useful!r} in swap (--act-replace '
                   f'{" ".join(useful)} of the tools).')
@@ -256,47 +330,73 @@ def _matching(sites: List[Site], include: Patterns,
     ]
 
 
-def _places(root: nn.Module, site: Site,
-            sites: List[Site]) -> List[Tuple[nn.Module, str]]:
+def _within(parts: Union[str, Sequence[str], None], sites: List[Site],
+            root: nn.Module) -> List[Site]:
+    """The sites that are in one of the parts."""
+    if parts is None:
+        return sites
+    parts = [parts] if isinstance(parts, str) else list(parts)
+    names = {module: f'.{name}.' for name, module in root.named_modules()}
+    for part in parts:
+        if not any(f'.{part}.' in names[site.caller] for site in sites):
+            there = sorted(
+                {names[site.caller].split('.')[1]
+                 for site in sites})
+            raise ValueError(
+                f'swap expects parts to name parts of {type(root).__name__} '
+                f'that have activations to replace, got {part!r}; there are '
+                f'{", ".join(filter(None, there)) or "none"}.')
+    return [
+        site for site in sites
+        if any(f'.{part}.' in names[site.caller] for part in parts)
+    ]
+
+
+def _places(root: nn.Module, module: nn.Module, caller: nn.Module,
+            probed: Probed) -> List[Tuple[nn.Module, str]]:
     """Where to put a replacement: (holder, attribute) pairs.
 
-    Every caller itself where all of them hold the module. The holder, where
-    there is only one and only one caller. Else nowhere: one caller's
-    replacement would reach another caller.
+    All holders, where there is one caller: it may walk through a list that
+    holds the module, too. Of several callers each one's own attribute and
+    the lists inside it, and nowhere if one has none: another caller's
+    replacement would reach it.
     """
     holders = [(parent, name) for parent in root.modules()
-               for name, child in parent._modules.items()
-               if child is site.module]
-    callers = {other.caller for other in sites if other.module is site.module}
-    if callers.issubset(holder for holder, _ in holders):
-        return [place for place in holders if place[0] is site.caller]
-    return holders if len(holders) == len(callers) == 1 else []
+               for name, child in parent._modules.items() if child is module]
+    callers = [caller for caller, called in probed.orders if called is module]
+    if len(callers) == 1:
+        return holders
+    # An inner caller comes after the one that it is in.
+    owners = {
+        part: caller
+        for caller in sorted(
+            callers, key=lambda c: -sum(1 for _ in c.modules()))
+        for part in caller.modules()
+    }
+    owned = [place for place in holders if owners.get(place[0]) is caller]
+    return owned if {owners.get(parent)
+                     for parent, _ in holders}.issuperset(callers) else []
 
 
-def _replacement(sites: List[Site], built: Dict[Site, nn.Module]) -> nn.Module:
-    """What takes the place of one module for the calls of one caller."""
-    old = sites[0].module
-    # Each call that keeps the old activation has its own copy, so that a
-    # second swap can tell them apart.
-    activations = [
-        built[site] if site in built else copy.deepcopy(old)
-        for site in sorted(sites, key=lambda site: site.call)
-    ]
-    if len(activations) == 1:
-        return activations[0]
-    replacement = ActivationPerCall(activations, sites[0].caller,
-                                    sites[0].first_called)
-    replacement.training = old.training
-    return replacement
-
-
-def _build(root: nn.Module, site: Site, new_type, act_cfg: dict) -> nn.Module:
+def _build(root: nn.Module, site: Site, new_type,
+           act_cfg: dict) -> Tuple[Optional[nn.Module], str]:
+    """The new activation, or why there can be none at the site."""
     arguments = dict(act_cfg)
     accepted = inspect.signature(new_type).parameters
-    for name in ('num_channels', 'num_parameters'):
-        if name in accepted:
-            arguments.setdefault(name, site.width)
+    if 'channel_axis' in accepted and site.channel_axis:
+        arguments.setdefault('channel_axis', site.channel_axis)
+    width_name = next((name for name in ('num_channels', 'num_parameters')
+                       if name in accepted and name not in arguments), None)
+    if width_name and site.width:
+        if site.channel_axis == -1 and 'channel_axis' not in accepted:
+            return None, f'channels in the last axis, {new_type.__name__} '\
+                         'takes them in axis 1'
+        arguments[width_name] = site.width
+    if 'function' in accepted and 'function' not in arguments:
+        arguments['function'] = _function_of(site.module)
     new = MODELS.build(arguments)
+    if width_name and not site.width and (getattr(new, 'is_lazy', True)):
+        return None, 'no single width'
     like = next((site.feed or root).parameters(), None)
     if like is not None:
         new.to(like.device, like.dtype)
@@ -305,14 +405,15 @@ def _build(root: nn.Module, site: Site, new_type, act_cfg: dict) -> nn.Module:
         new.requires_grad_(False)
         # A frozen stage keeps its norms in eval mode.
         new.eval()
-    return new
+    return new, ''
 
 
 @MODELS.register_module()
 def SwapActivations(backbone: Union[str, type, dict, None] = None,
                     swap: Optional[dict] = None,
+                    model: Union[str, type, None] = None,
                     **kwargs) -> nn.Module:
-    r"""Builds a backbone and replaces its activations.
+    r"""Builds a backbone, or another module, and replaces its activations.
 
     .. code-block:: python
 
@@ -322,32 +423,51 @@ def SwapActivations(backbone: Union[str, type, dict, None] = None,
             swap=dict(act_cfg=dict(type='MetaACON'), include=r'\.conv2$'),
             depth=50)
 
+    A neck or head in the same way. What those of a detector take is only
+    known in the detector, so that for them rather the whole model is built
+    here; its other keys stay where they are:
+
+    .. code-block:: python
+
+        model=dict(
+            type='SwapActivations',
+            model='RetinaNet',
+            swap=dict(act_cfg=dict(type='PWLU'), parts=['neck', 'bbox_head']),
+            backbone=dict(type='ResNet', depth=50), ...)
+
     Args:
         backbone (str, type or dict): Type of the backbone, whose arguments
             are the remaining keys, or its whole config. Of the latter the
             remaining keys change arguments, as a model does that hands its
             own ``pretrained`` to its backbone.
         swap (dict): Arguments of :func:`swap_activations`.
+        model (str or type, optional): Type of a model. All keys but ``swap``
+            are its arguments then.
 
     Returns:
-        nn.Module: The backbone itself, not a wrapper: its state dict has the
-        keys of the plain backbone and those of the new activations.
+        nn.Module: The backbone or model itself, not a wrapper: its state
+        dict has the keys of the plain one and those of the new activations.
 
     Raises:
-        TypeError: backbone or swap is missing or of another kind.
-        KeyError: no registry that is searched knows the backbone's type.
+        TypeError: backbone, model or swap is missing or of another kind.
+        KeyError: no registry that is searched knows the type.
     """
     if not isinstance(swap, dict):
         raise TypeError(
             "SwapActivations expects swap=dict(act_cfg=dict(type='PWLU'), "
             f'...), got {swap!r}.')
-    if isinstance(backbone, dict):
+    if isinstance(model, (str, type)):
+        arguments = dict(kwargs, type=model)
+        if backbone is not None:
+            arguments['backbone'] = backbone
+    elif isinstance(backbone, dict):
         arguments = {**backbone, **kwargs}
     elif isinstance(backbone, (str, type)):
         arguments = dict(kwargs, type=backbone)
     else:
         raise TypeError('SwapActivations expects backbone to be a type name '
-                        f'or a config, got {backbone!r}.')
+                        'or a config, or model to be a type name, got '
+                        f'{backbone!r} and {model!r}.')
     _check_scope(arguments)
     built = MODELS.build(arguments)
     swap_activations(built, **swap)
