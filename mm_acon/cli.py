@@ -37,6 +37,12 @@ def add_config_options(parser: ArgumentParser) -> None:
         metavar='REGEX',
         help='not at sites whose name matches')
     parser.add_argument(
+        '--act-parts',
+        metavar='PART',
+        nargs='+',
+        help='in these parts of the model, e.g. backbone neck bbox_head; '
+        'default: backbone')
+    parser.add_argument(
         '--act-replace',
         metavar='TYPE',
         nargs='+',
@@ -84,6 +90,7 @@ def prepare_config(args: Namespace, *loaders: str) -> Config:
     swap = dict(
         include=args.act_include,
         exclude=args.act_exclude,
+        parts=args.act_parts,
         replace=args.act_replace)
     try:
         for name, value in swap.items():

@@ -47,8 +47,8 @@ from mm_acon.swap.config import use_activation
 from tests.helpers.pages import ROOT, Block, read_blocks
 from tests.utils import EXPORTS
 
-tomllib = pytest.importorskip(
-    'tomllib' if sys.version_info >= (3, 11) else 'tomli')
+tomllib = pytest.importorskip('tomllib' if sys.version_info >= (
+    3, 11) else 'tomli')
 for library in ('mmdet', 'mmseg', 'mmpretrain'):
     pytest.importorskip(library)
 
@@ -277,7 +277,8 @@ def check_tool(tool: str, arguments: List[str], page: str) -> None:
     cfg = load_config(str(ROOT / name) if '::' not in name else name)
     act, options = getattr(args, 'act', None), args.cfg_options or {}
     if act:
-        use_activation(cfg, act, args.act_include)
+        use_activation(cfg, act, args.act_include, args.act_exclude,
+                       args.act_replace, args.act_parts)
     for key in options:
         # merge_from_dict would make what is not there.
         owner = cfg

@@ -1,5 +1,5 @@
 """Activations in a tree of configs: where backbones stand, how they swap."""
-from typing import Iterator, List, NamedTuple, Union
+from typing import Iterator, List, NamedTuple, Sequence, Union
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
@@ -76,16 +76,19 @@ def find_backbones(model, path: str = 'model') -> Iterator[Place]:
             yield from find_backbones(child, place)
 
 
-def use_activation(cfg: Config,
-                   act: str,
-                   include: Patterns = None,
-                   exclude: Patterns = None,
-                   replace: Patterns = None) -> None:
+def use_activation(
+    cfg: Config,
+    act: str,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    replace: Patterns = None,
+    parts: Sequence[str] = ('backbone', )) -> None:
     """Swaps the activations of every backbone in a config, in place.
 
     Each ``backbone=dict(type=..., ...)``, or another key that ends in
-    ``backbone``, becomes a ``SwapActivations`` of it. The optimizer gets no
-    weight decay on activation parameters, and PWLU its two phases.
+    ``backbone``, becomes a ``SwapActivations`` of it. With other parts the
+    model itself does, since only it can tell what they take. The optimizer
+    gets no weight decay on activation parameters, and PWLU its two phases.
 
     Args:
         cfg (Config): Config of any OpenMMLab library.
@@ -95,19 +98,32 @@ def use_activation(cfg: Config,
         exclude (str or list of str, optional): Likewise, to leave sites out.
         replace (str or list of str, optional): Types of the activations to
             replace, 'ReLU' if not given.
+        parts (list of str): 'backbone' for all backbones, and keys of the
+            model such as 'neck', 'bbox_head'.
 
     Raises:
-        ValueError: the model has no backbone, or one that swaps already.
+        ValueError: the model has no such part, or one that swaps already.
     """
     model = cfg.get('model') or {}
     found = list(find_backbones(model))
     places = [place for place in found if place.key not in _OTHERS]
-    if not places:
+    parts = list(parts or ('backbone', ))
+    for part in parts:
+        if part != 'backbone' and not any(
+                part in node for node in dicts(model)):
+            raise ValueError(
+                f'--act-parts {part}: the model in {cfg.filename} has no '
+                f'{part!r}; it has {sorted(model)}.')
+    if not places and 'backbone' in parts:
         raise ValueError(
             f'--act {act} needs a model with a backbone; {cfg.filename} has '
             f'a model of type {type_name(model)} with the keys '
             f'{sorted(model)}. In Python: mm_acon.swap_activations(module, '
             f"dict(type='{act}')).")
+    if type_name(model) == 'SwapActivations':
+        raise ValueError(
+            f'--act {act} on a config whose model is SwapActivations already; '
+            f'write --cfg-options model.swap.act_cfg.type={act} instead.')
     for place in places:
         if type_name(place.config) == 'SwapActivations':
             raise ValueError(
@@ -125,6 +141,9 @@ def use_activation(cfg: Config,
                                                                      replace)):
         if value:
             swap[name] = value
+    if parts != ['backbone']:
+        _swap_in_model(cfg, swap, parts, places)
+        places = []
     for place in places:
         # What a config inherits from is no longer needed here, so the whole
         # backbone can stand in one key, whatever its arguments are called.
@@ -134,6 +153,17 @@ def use_activation(cfg: Config,
         _wrap_constructor(cfg.optim_wrapper)
     if act == 'PWLU':
         add_hook(cfg, _realign_hook(cfg.get('train_cfg') or {}))
+
+
+def _swap_in_model(cfg: Config, swap: dict, parts: List[str],
+                   places: List[Place]) -> None:
+    """The model stays flat, so that keys are still under their names."""
+    swap['parts'] = [part for part in parts if part != 'backbone']
+    if 'backbone' in parts:
+        swap['parts'] += dict.fromkeys(place.key for place in places)
+    cfg.model['model'] = cfg.model['type']
+    cfg.model['type'] = 'SwapActivations'
+    cfg.model['swap'] = swap
 
 
 def _wrap_constructor(optim_wrapper: ConfigDict) -> None:

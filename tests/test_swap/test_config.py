@@ -164,3 +164,41 @@ def test_config_that_only_tests(missing):
     cfg = config(**missing)
     use_activation(cfg, 'PWLU')
     assert cfg.model.backbone.type == 'SwapActivations'
+
+
+def test_other_parts_are_swapped_in_the_model():
+    """Whose keys stay where they are."""
+    cfg = config()
+    cfg.model.type = 'RetinaNet'
+    use_activation(cfg, 'PWLU', r'conv2$', parts=['backbone', 'neck'])
+    assert cfg.model == dict(
+        type='SwapActivations',
+        model='RetinaNet',
+        swap=dict(
+            act_cfg=dict(type='PWLU'),
+            include=r'conv2$',
+            parts=['neck', 'backbone']),
+        backbone=dict(type='ResNet', depth=50, act_cfg=dict(type='A')),
+        neck=dict(type='FPN'))
+    assert cfg.custom_hooks[-1].type == 'PWLURealignHook'
+    with pytest.raises(
+            ValueError,
+            match='whose model is SwapActivations already; write '
+            '--cfg-options model.swap.act_cfg.type=PWLU'):
+        use_activation(cfg, 'PWLU')
+
+
+def test_all_backbones_are_backbone():
+    cfg = config()
+    cfg.model.neck.rfp_backbone = dict(type='Inner')
+    cfg.model.teacher_backbone = dict(type='Other')
+    use_activation(cfg, 'PWLU', parts=['backbone', 'neck'])
+    assert cfg.model.swap.parts == ['neck', 'backbone', 'rfp_backbone']
+
+
+def test_a_part_that_is_not_there():
+    with pytest.raises(
+            ValueError,
+            match="--act-parts head: the model in .* has no 'head'; it has "
+            r"\['backbone', 'neck'"):
+        use_activation(config(), 'PWLU', parts=['neck', 'head'])
