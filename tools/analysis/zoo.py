@@ -1,24 +1,29 @@
 """Swaps every backbone of the configs that the OpenMMLab libraries ship.
 
     python tools/analysis/zoo.py --out docs/zoo.md
-    python tools/analysis/zoo.py mmseg --match pspnet
+    python tools/analysis/zoo.py mmseg --match pspnet --whole
 
 Each config goes through what --act does; of backbones that differ in no
-argument but where their weights come from one is built, swapped and run. No
-weights and no data are needed. What does not run unswapped is not judged.
-The exit code is 1 where a swap stopped with an error that is none of the
-package's own.
+argument but where their weights come from one is built, swapped and compared
+with itself. All its activations are replaced but gates. No weights and no
+data are needed. What does not run unswapped is not judged. The exit code is 1
+where a swap stopped with an error that is none of the package's own, or where
+the network was another one afterwards.
 """
 import argparse
 import copy
 import importlib
 import json
 import logging
+import multiprocessing
+import resource
 import sys
+import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from mmengine.config import Config
@@ -27,10 +32,15 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mm_acon import swap_activations
-from mm_acon.swap.config import find_backbones, type_name, use_activation
+from mm_acon.swap.config import (dicts, find_backbones, type_name,
+                                 use_activation)
+from mm_acon.swap.probe import ACTIVATION_TYPES
+from mm_acon.swap.swap import GATES
 
 from tables import table  # isort: skip
 
+EQUAL = 'equal'
+CHANGED = 'sites left that would change it'
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 NOT_READ = 'mmengine cannot read it'
 # Where a backbone comes from and what of it is frozen makes no other network.
@@ -39,14 +49,21 @@ _NO_DIFFERENCE = ('init_cfg', 'pretrained', 'frozen_stages', 'norm_eval',
 
 
 @dataclass
-class Backbone:
-    """A backbone of some configs, and what became of its swap."""
+class Network:
+    """A backbone or model of some configs, and what became of its swap."""
     library: str
     type: str
     arguments: dict
     configs: List[str] = field(default_factory=list)
     outcome: str = ''
     detail: str = ''
+    sites: int = 0
+    replaced: int = 0
+    # How many sites were left, by reason.
+    left: Dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.
+    # What the swap took beyond the network itself, in MB.
+    memory: float = 0.
 
 
 def shipped_configs(library: str) -> List[Path]:
@@ -61,18 +78,37 @@ def shipped_configs(library: str) -> List[Path]:
     ]
 
 
-def key_of(backbone: dict) -> str:
-    plain = {
-        key: value
-        for key, value in backbone.items() if key not in _NO_DIFFERENCE
-    }
-    return json.dumps(plain, sort_keys=True, default=str)
+def key_of(config: dict) -> str:
+    """The same for networks that differ in no number."""
+
+    def plain(node):
+        if isinstance(node, dict):
+            return {
+                str(key): plain(value)
+                for key, value in node.items() if key not in _NO_DIFFERENCE
+            }
+        if isinstance(node, (list, tuple)):
+            return [plain(item) for item in node]
+        return node
+
+    return json.dumps(plain(config), sort_keys=True, default=str)
 
 
-def collect(library: str, act: str, match: str,
-            problems: Dict[str, str]) -> Iterator[Backbone]:
-    """Puts the activation into every config; yields distinct backbones."""
-    found: Dict[str, Backbone] = {}
+def without_weights(config: dict) -> dict:
+    """Builds without files; SyncBN needs several GPUs."""
+    for node in dicts(config):
+        for key in ('init_cfg', 'pretrained'):
+            if node.get(key) is not None:
+                node[key] = None
+        if type_name(node) in ('SyncBN', 'SyncBatchNorm'):
+            node['type'] = 'BN'
+    return config
+
+
+def collect(library: str, act: str, match: str, problems: Dict[str, str],
+            whole: bool) -> List[Network]:
+    """Puts the activation into every config; gives the distinct networks."""
+    found: Dict[str, Network] = {}
     for path in shipped_configs(library):
         name = str(path).rpartition('/configs/')[2]
         if match not in name:
@@ -85,29 +121,80 @@ def collect(library: str, act: str, match: str,
             continue
         if 'model' not in cfg:
             continue
+        model = copy.deepcopy(cfg.model.to_dict())
         try:
             use_activation(cfg, act)
         except ValueError as error:
             problems[f'{library}: {name}'] = str(error)
             continue
-        for place in find_backbones(cfg.model):
-            if type_name(place.config) != 'SwapActivations':
-                continue
-            arguments = place.arguments
-            scope = cfg.get('default_scope') or library
-            backbone = found.setdefault(
-                key_of(arguments),
-                Backbone(
-                    arguments.get('_scope_') or scope, type_name(arguments),
-                    copy.deepcopy(arguments.to_dict())))
-            backbone.configs.append(name)
-    yield from found.values()
+        scope = cfg.get('default_scope') or library
+        configs = [model] if whole else [
+            place.arguments.to_dict() for place in find_backbones(cfg.model)
+            if type_name(place.config) == 'SwapActivations'
+        ]
+        for config in configs:
+            network = found.setdefault(
+                key_of(config),
+                Network(
+                    config.get('_scope_') or scope, type_name(config),
+                    without_weights(config)))
+            network.configs.append(name)
+    return list(found.values())
 
 
-def swap(backbone: Backbone, act: str, most: float) -> None:
+def swap(network: Network, act: str, most: float) -> Network:
     """Builds and swaps it, if it is not too large; notes what happened."""
-    init_default_scope(backbone.library)
-    arguments = dict(backbone.arguments, init_cfg=None)
+    torch.set_num_threads(1)
+    init_default_scope(network.library)
+    MMLogger.get_current_instance().setLevel(logging.ERROR)
+    plain = _built(network, most)
+    if plain is None:
+        return network
+    before, start = peak_memory(), time.perf_counter()
+    try:
+        report = swap_activations(
+            plain,
+            dict(type=act),
+            replace=sorted(ACTIVATION_TYPES.difference(GATES)),
+            frozen='swap')
+    except (ValueError, RuntimeError) as error:
+        network.outcome, network.detail = refusal(plain, str(error))
+    except Exception as error:
+        network.outcome = 'broken'
+        network.detail = f'{type(error).__name__}: {error}'
+    else:
+        changing = [row for row in report.rows if 'differ' in row.reason]
+        failures = report.proof.failures
+        if changing:
+            network.outcome = CHANGED
+        elif report.proof.tolerance:
+            network.outcome = 'equal as far as its own runs are'
+        elif failures:
+            network.outcome = 'equal, ' + ' and '.join(
+                f'does not run in {mode} unswapped' for mode in failures)
+        else:
+            network.outcome = EQUAL
+        network.detail = '; '.join([
+            *(f'{row.site}: {row.reason}' for row in changing),
+            *failures.values()
+        ])
+        network.sites = len(report.rows)
+        network.replaced = len(report.replaced)
+        network.left = Counter(row.reason for row in report.rows if row.reason)
+    network.seconds = time.perf_counter() - start
+    network.memory = peak_memory() - before
+    return network
+
+
+def peak_memory() -> float:
+    """Of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _built(network: Network, most: float) -> Optional[nn.Module]:
+    """The network as it ships, None if there is a reason in ``outcome``."""
+    arguments = network.arguments
+    too_large = f'not run, over {most:g}M parameters'
     try:
         with torch.device('meta'):
             plain = MODELS.build(copy.deepcopy(arguments))
@@ -115,46 +202,33 @@ def swap(backbone: Backbone, act: str, most: float) -> None:
     except Exception:
         # Some compute with their parameters while they are built.
         size = 0
-    too_large = f'not run, over {most:g}M parameters'
+    if size <= most * 1e6:
+        try:
+            plain = MODELS.build(copy.deepcopy(arguments))
+        except Exception as error:
+            network.outcome = 'does not build unswapped'
+            network.detail = f'{type(error).__name__}: {error}'
+            return None
+        size = sum(p.numel() for p in plain.parameters())
     if size > most * 1e6:
-        backbone.outcome = too_large
-        return
-    arguments = dict(backbone.arguments)
-    try:
-        plain = MODELS.build(copy.deepcopy(arguments))
-    except Exception as error:
-        backbone.outcome = 'does not build unswapped'
-        backbone.detail = f'{type(error).__name__}: {error}'
-        return
-    if sum(p.numel() for p in plain.parameters()) > most * 1e6:
-        backbone.outcome = too_large
-        return
-    try:
-        swap_activations(plain, dict(type=act))
-        backbone.outcome = 'swapped'
-    except (ValueError, RuntimeError) as error:
-        backbone.outcome, backbone.detail = refusal(plain, str(error))
-    except Exception as error:
-        backbone.outcome = 'broken'
-        backbone.detail = f'{type(error).__name__}: {error}'
+        network.outcome = too_large
+        return None
+    return plain
 
 
 # What a message of the package says, and under which words it is counted.
 _REFUSALS = (
-    ('channels in the last axis', 'refused, channels in the last axis'),
     # Before the next, whose words such a message has, too.
     ('there are none', 'refused, no activation that is a module'),
     ('expects replace to name activations',
-     'refused, no ReLU; the message proposes --act-replace'),
+     'refused, gates are all that there is'),
     ('was chosen for replacement', 'refused, no site is left to replace'),
     ('could not be run to find its activations',
-     'refused, takes no image; the message asks for sample_input'),
-    ('has no convolution to tell the shape',
      'refused, takes no image; the message asks for sample_input'),
 )
 
 
-def refusal(module: nn.Module, message: str):
+def refusal(module: nn.Module, message: str) -> Tuple[str, str]:
     for words, outcome in _REFUSALS:
         if words in message:
             return outcome, message.splitlines()[0]
@@ -169,10 +243,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--match', default='', help='only configs whose path contains this')
     parser.add_argument(
+        '--whole', action='store_true', help='whole models, not backbones')
+    parser.add_argument(
         '--most',
         type=float,
         default=100,
-        help='million parameters of a backbone that is run; default: 100')
+        help='million parameters of a network that is run; default: 100')
+    parser.add_argument(
+        '--jobs',
+        type=int,
+        default=multiprocessing.cpu_count(),
+        help='processes; default: one per core')
     parser.add_argument('--out', help='Markdown file to write')
     return parser.parse_args()
 
@@ -181,78 +262,108 @@ def run(libraries,
         act: str = 'PWLU',
         match: str = '',
         problems: Optional[Dict[str, str]] = None,
-        most: float = 100) -> List[Backbone]:
-    """All distinct backbones, swapped; config-level problems by name."""
+        most: float = 100,
+        whole: bool = False,
+        jobs: int = 1) -> List[Network]:
+    """All distinct networks, swapped; config-level problems by name."""
     problems = {} if problems is None else problems
     MMLogger.get_current_instance().setLevel(logging.ERROR)
-    backbones = []
+    networks = []
     for library in libraries:
         importlib.import_module(library + '.models')
-        for backbone in collect(library, act, match, problems):
-            swap(backbone, act, most)
+        networks += collect(library, act, match, problems, whole)
+    # A process for each: its memory is its own.
+    context = multiprocessing.get_context('fork')
+    with context.Pool(jobs, maxtasksperchild=1) as pool:
+        done = []
+        for network in pool.imap(
+                partial(swap, act=act, most=most), networks, chunksize=1):
             print(
-                f'{library} {backbone.type}: {backbone.outcome}. '
-                f'{backbone.detail[:150]}',
+                f'{network.library} {network.type}: {network.outcome}, '
+                f'{network.replaced} of {network.sites}, '
+                f'{network.seconds:.1f} s. {network.detail[:150]}',
                 file=sys.stderr,
                 flush=True)
-            backbones.append(backbone)
-    return backbones
+            done.append(network)
+    return done
 
 
-def page(backbones: List[Backbone], problems: Dict[str, str], act: str,
-         most: float) -> str:
+def page(networks: List[Network], problems: Dict[str, str], act: str,
+         most: float, whole: bool) -> str:
     """The Markdown page."""
+    kind = 'model' if whole else 'backbone'
     counts: Dict[str, Counter] = defaultdict(Counter)
-    for backbone in backbones:
-        counts[backbone.outcome]['backbones'] += 1
-        counts[backbone.outcome]['configs'] += len(backbone.configs)
+    for network in networks:
+        counts[network.outcome]['networks'] += 1
+        counts[network.outcome]['configs'] += len(network.configs)
     unread = [text for text in problems.values() if NOT_READ in text]
+    others = '' if not networks else (
+        f', torch {torch.__version__.split("+")[0]}')
     lines = [
         '# Swapping what OpenMMLab ships', '',
-        f'What `--act {act}` does to every config of '
-        f'{", ".join(sorted({b.library for b in backbones}))} that has a '
-        'backbone; backbones are built and swapped once for all configs that '
-        'share them. Printed by', '', '```bash',
-        f'python tools/analysis/zoo.py --most {most:g} --out docs/zoo.md',
-        '```', '',
-        table(('outcome', 'backbones', 'configs'),
-              sorted(((outcome, n['backbones'], n['configs'])
+        f'Every distinct {kind} of the configs of '
+        f'{", ".join(sorted({n.library for n in networks}))}, its activations '
+        f'(not its gates) replaced by {act}, as the swap proves it: with '
+        'copies of the old activations at the new places, outputs, buffers '
+        'and gradients are compared with those of the network as it ships, '
+        f'in evaluation and in training{others}. Printed by', '', '```bash',
+        f'python tools/analysis/zoo.py{" --whole" if whole else ""} --most '
+        f'{most:g} --out docs/zoo.md', '```', '',
+        table(('outcome', f'{kind}s', 'configs'),
+              sorted(((outcome, n['networks'], n['configs'])
                       for outcome, n in counts.items()),
                      key=lambda row: -row[2])), '',
         f'{len(unread)} configs cannot be read by mmengine, with or without '
-        f'--act; {len(problems) - len(unread)} have no backbone to swap: the '
+        f'--act; {len(problems) - len(unread)} have no {kind} to swap: the '
         'message says so and lists what their model has.', '',
-        '## Backbone by backbone', '',
-        table(('library', 'backbone', 'configs', 'outcome'),
-              by_type(backbones), (0, 1, 3)), ''
+        f'## {kind.capitalize()} by {kind}', '',
+        'Seconds and megabytes are the largest of a swap with its proof, on '
+        'one core, beyond the network itself.', '',
+        table(('library', kind, 'configs', 'distinct', 'sites',
+               'replaced', 'left, and why', 'outcome', 'seconds', 'MB'),
+              by_type(networks), (0, 1, 6, 7)), ''
     ]
-    broken = [b for b in backbones if b.outcome == 'broken']
+    told = [n for n in networks if n.detail and n.outcome != EQUAL]
+    if told:
+        lines += ['## What the others say', '']
     lines += [
-        f'- {b.library} {b.type} ({b.configs[0]}): {b.detail}' for b in broken
+        f'- {n.library} {n.type} ({n.configs[0]}): {n.outcome}: '
+        f'{" ".join(n.detail.split())[:300]}' for n in told
     ]
     return '\n'.join(lines)
 
 
-def by_type(backbones: List[Backbone]) -> List[tuple]:
-    counts: Counter = Counter()
-    for backbone in backbones:
-        key = backbone.library, backbone.type, backbone.outcome
-        counts[key] += len(backbone.configs)
-    return [(library, name, count, outcome)
-            for (library, name, outcome), count in sorted(counts.items())]
+def by_type(networks: List[Network]) -> List[tuple]:
+    groups: Dict[tuple, List[Network]] = defaultdict(list)
+    for network in networks:
+        key = network.library, network.type, network.outcome
+        groups[key].append(network)
+    rows = []
+    for (library, name, outcome), group in sorted(groups.items()):
+        left: Counter = Counter()
+        for network in group:
+            left.update(network.left)
+        rows.append(
+            (library, name, sum(len(n.configs) for n in group), len(group),
+             sum(n.sites for n in group), sum(n.replaced for n in group),
+             '; '.join(f'{count} {reason[:60]}'
+                       for reason, count in left.most_common()), outcome,
+             f'{max(n.seconds for n in group):.1f}',
+             f'{max(n.memory for n in group):.0f}'))
+    return rows
 
 
 def main() -> int:
     args = parse_args()
     problems: Dict[str, str] = {}
-    backbones = run(args.libraries or LIBRARIES, args.act, args.match,
-                    problems, args.most)
-    text = page(backbones, problems, args.act, args.most)
+    networks = run(args.libraries or LIBRARIES, args.act, args.match, problems,
+                   args.most, args.whole, args.jobs)
+    text = page(networks, problems, args.act, args.most, args.whole)
     if args.out:
         Path(args.out).write_text(text + '\n')
     else:
         print(text)
-    return any(backbone.outcome == 'broken' for backbone in backbones)
+    return any(n.outcome in ('broken', CHANGED) for n in networks)
 
 
 if __name__ == '__main__':
