@@ -148,10 +148,14 @@ _SAFE_GLOBALS: Dict[str, Any] = {}
 _ALSO_SAFE = {
     '_codecs.encode': _codecs.encode,
     'torch.device': torch.device,
-    **{f'{t.__module__}.{t.__name__}': t
-       for t in (set, bytearray, complex, Counter)},
-    **{str(t): t
-       for t in vars(torch).values() if isinstance(t, torch.dtype)},
+    **{
+        f'{t.__module__}.{t.__name__}': t
+        for t in (set, bytearray, complex, Counter)
+    },
+    **{
+        str(t): t
+        for t in vars(torch).values() if isinstance(t, torch.dtype)
+    },
 }
 _torch_load = torch.load
 

@@ -166,8 +166,9 @@ def test_environment_of_the_page_is_the_classic_set():
     pinned = (ROOT / 'tools/requirements/classic.txt').read_text()
     named = re.findall(r'\S+==\S+', block)
     assert len(named) == 8
-    assert all(re.search(f'^(# )?{re.escape(name)}$', pinned, re.MULTILINE)
-               for name in named)
+    assert all(
+        re.search(f'^(# )?{re.escape(name)}$', pinned, re.MULTILINE)
+        for name in named)
 
 
 @pytest.mark.parametrize('script', ('run_tests.sh', 'quickstart.sh'))

@@ -49,9 +49,9 @@ def test_failures_are_in_the_report():
 
 def test_skips_are_in_the_report_with_their_reasons():
     text = report(GOOD, skipped=['no GPU', 'torch is old', 'no GPU'])
-    assert '\n'.join(('## Skipped', '', '| skipped | reason |',
-                      '| --- | --- |', '| 2 | no GPU |',
-                      '| 1 | torch is old |', '')) in text
+    assert '\n'.join(
+        ('## Skipped', '', '| skipped | reason |', '| --- | --- |',
+         '| 2 | no GPU |', '| 1 | torch is old |', '')) in text
     assert '## Skipped' not in report(GOOD)
 
 
