@@ -47,8 +47,9 @@ from mm_acon.swap.config import use_activation
 from tests.helpers.pages import ROOT, Block, read_blocks
 from tests.utils import EXPORTS
 
-tomllib = pytest.importorskip('tomllib' if sys.version_info >= (
-    3, 11) else 'tomli')
+# pytest brings the other one.
+TOML = 'tomllib' if sys.version_info >= (3, 11) else 'tomli'
+tomllib = pytest.importorskip(TOML)
 for library in ('mmdet', 'mmseg', 'mmpretrain'):
     pytest.importorskip(library)
 
