@@ -12,7 +12,7 @@ from mm_acon.ops.extension import DEVICES
 from tests.helpers.counting import MACS, PARAMETERS
 from tests.utils import FLOP_COUNTER
 
-pytestmark = FLOP_COUNTER
+pytestmark = [FLOP_COUNTER, pytest.mark.usefixtures('unverified')]
 
 for library in ('mmdet', 'mmpretrain'):
     pytest.importorskip(f'{library}.models')

@@ -21,6 +21,8 @@ from tests.helpers.counting import PARAMETERS
 
 pytest.importorskip('mmpretrain')
 
+pytestmark = pytest.mark.usefixtures('unverified')
+
 ROOT = Path(__file__).parents[1] / 'configs'
 README = (ROOT / 'README.md').read_text()
 CONFIGS = {

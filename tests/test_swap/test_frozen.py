@@ -8,6 +8,8 @@ from torch import nn
 from mm_acon import LearnableActivation, swap_activations
 from tests.helpers.backbones import build, images, loss_of, run, small
 
+pytestmark = pytest.mark.usefixtures('unverified')
+
 META_WITH_NORM = dict(type='MetaACON', norm_cfg=dict(type='BN'))
 FROZEN_RESNET_18 = dict(
     type='mmdet.ResNet',

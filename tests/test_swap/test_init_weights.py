@@ -12,6 +12,8 @@ from torch import nn
 from mm_acon import LearnableActivation, swap_activations
 from tests.helpers.backbones import BACKBONES, build, images
 
+pytestmark = pytest.mark.usefixtures('unverified')
+
 CONFIGS_OF_BACKBONES = {
     name: config
     for name, (config, *_) in BACKBONES.items()

@@ -23,7 +23,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 import torch
 from mmengine.config import Config
@@ -40,6 +40,7 @@ from mm_acon.swap.swap import GATES
 from tables import table  # isort: skip
 
 EQUAL = 'equal'
+NOT_YET = 'not run yet'
 CHANGED = 'sites left that would change it'
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 NOT_READ = 'mmengine cannot read it'
@@ -264,41 +265,45 @@ def run(libraries,
         problems: Optional[Dict[str, str]] = None,
         most: float = 100,
         whole: bool = False,
-        jobs: int = 1) -> List[Network]:
-    """All distinct networks, swapped; config-level problems by name."""
+        jobs: int = 1) -> Iterator[List[Network]]:
+    """All distinct networks, those of most configs first.
+
+    Yields them after each that was swapped; config-level problems go into
+    ``problems`` by name.
+    """
     problems = {} if problems is None else problems
     MMLogger.get_current_instance().setLevel(logging.ERROR)
     networks = []
     for library in libraries:
         importlib.import_module(library + '.models')
         networks += collect(library, act, match, problems, whole)
+    networks.sort(key=lambda network: -len(network.configs))
     # A process for each: its memory is its own.
     context = multiprocessing.get_context('fork')
     with context.Pool(jobs, maxtasksperchild=1) as pool:
-        done = []
-        for network in pool.imap(
-                partial(swap, act=act, most=most), networks, chunksize=1):
+        one = partial(swap, act=act, most=most)
+        for index, network in enumerate(pool.imap(one, networks)):
             print(
                 f'{network.library} {network.type}: {network.outcome}, '
                 f'{network.replaced} of {network.sites}, '
                 f'{network.seconds:.1f} s. {network.detail[:150]}',
                 file=sys.stderr,
                 flush=True)
-            done.append(network)
-    return done
+            networks[index] = network
+            yield networks
 
 
 def page(networks: List[Network], problems: Dict[str, str], act: str,
          most: float, whole: bool) -> str:
     """The Markdown page."""
     kind = 'model' if whole else 'backbone'
+    for network in networks:
+        network.outcome = network.outcome or NOT_YET
     counts: Dict[str, Counter] = defaultdict(Counter)
     for network in networks:
         counts[network.outcome]['networks'] += 1
         counts[network.outcome]['configs'] += len(network.configs)
     unread = [text for text in problems.values() if NOT_READ in text]
-    others = '' if not networks else (
-        f', torch {torch.__version__.split("+")[0]}')
     lines = [
         '# Swapping what OpenMMLab ships', '',
         f'Every distinct {kind} of the configs of '
@@ -306,7 +311,8 @@ def page(networks: List[Network], problems: Dict[str, str], act: str,
         f'(not its gates) replaced by {act}, as the swap proves it: with '
         'copies of the old activations at the new places, outputs, buffers '
         'and gradients are compared with those of the network as it ships, '
-        f'in evaluation and in training{others}. Printed by', '', '```bash',
+        'in evaluation and in training. With torch '
+        f'{torch.__version__.split("+")[0]}, printed by', '', '```bash',
         f'python tools/analysis/zoo.py{" --whole" if whole else ""} --most '
         f'{most:g} --out docs/zoo.md', '```', '',
         table(('outcome', f'{kind}s', 'configs'),
@@ -319,9 +325,10 @@ def page(networks: List[Network], problems: Dict[str, str], act: str,
         f'## {kind.capitalize()} by {kind}', '',
         'Seconds and megabytes are the largest of a swap with its proof, on '
         'one core, beyond the network itself.', '',
-        table(('library', kind, 'configs', 'distinct', 'sites',
-               'replaced', 'left, and why', 'outcome', 'seconds', 'MB'),
-              by_type(networks), (0, 1, 6, 7)), ''
+        table(('library', kind, 'configs', 'distinct', 'sites', 'replaced',
+               'left, and why', 'outcome', 'seconds', 'MB'),
+              by_type([n for n in networks if n.outcome != NOT_YET]),
+              (0, 1, 6, 7)), ''
     ]
     told = [n for n in networks if n.detail and n.outcome != EQUAL]
     if told:
@@ -356,12 +363,13 @@ def by_type(networks: List[Network]) -> List[tuple]:
 def main() -> int:
     args = parse_args()
     problems: Dict[str, str] = {}
-    networks = run(args.libraries or LIBRARIES, args.act, args.match, problems,
-                   args.most, args.whole, args.jobs)
-    text = page(networks, problems, args.act, args.most, args.whole)
-    if args.out:
-        Path(args.out).write_text(text + '\n')
-    else:
+    for networks in run(args.libraries or LIBRARIES, args.act, args.match,
+                        problems, args.most, args.whole, args.jobs):
+        text = page(networks, problems, args.act, args.most, args.whole)
+        # Each time: it takes an hour, and may be stopped.
+        if args.out:
+            Path(args.out).write_text(text + '\n')
+    if not args.out:
         print(text)
     return any(n.outcome in ('broken', CHANGED) for n in networks)
 
