@@ -51,9 +51,9 @@ class ActivationSetupHook(Hook):
 
     def before_train(self, runner) -> None:
         warn_of_left_out(runner)
-        # Here, since that file imports this one.
-        from .pwlu_realign_hook import PWLURealignHook
-        if not any(isinstance(hook, PWLURealignHook) for hook in runner.hooks):
+        # By its name, since its file imports this one.
+        phases = HOOKS.get('PWLURealignHook')
+        if not any(isinstance(hook, phases) for hook in runner.hooks):
             warn_of_fixed_start(unwrapped(runner.model))
 
 

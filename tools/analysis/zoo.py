@@ -145,9 +145,7 @@ def collect(library: str, act: str, match: str, problems: Dict[str, str],
 
 def swap(network: Network, act: str, most: float) -> Network:
     """Builds and swaps it, if it is not too large; notes what happened."""
-    torch.set_num_threads(1)
     init_default_scope(network.library)
-    MMLogger.get_current_instance().setLevel(logging.ERROR)
     plain = _built(network, most)
     if plain is None:
         return network
@@ -185,6 +183,12 @@ def swap(network: Network, act: str, most: float) -> Network:
     network.seconds = time.perf_counter() - start
     network.memory = peak_memory() - before
     return network
+
+
+def quiet() -> None:
+    """A process that prints no reports and takes one core."""
+    MMLogger.get_current_instance().setLevel(logging.ERROR)
+    torch.set_num_threads(1)
 
 
 def peak_memory() -> float:
@@ -272,7 +276,6 @@ def run(libraries,
     ``problems`` by name.
     """
     problems = {} if problems is None else problems
-    MMLogger.get_current_instance().setLevel(logging.ERROR)
     networks = []
     for library in libraries:
         importlib.import_module(library + '.models')
@@ -280,7 +283,7 @@ def run(libraries,
     networks.sort(key=lambda network: -len(network.configs))
     # A process for each: its memory is its own.
     context = multiprocessing.get_context('fork')
-    with context.Pool(jobs, maxtasksperchild=1) as pool:
+    with context.Pool(jobs, quiet, maxtasksperchild=1) as pool:
         one = partial(swap, act=act, most=most)
         for index, network in enumerate(pool.imap(one, networks)):
             print(
@@ -362,6 +365,7 @@ def by_type(networks: List[Network]) -> List[tuple]:
 
 def main() -> int:
     args = parse_args()
+    quiet()
     problems: Dict[str, str] = {}
     for networks in run(args.libraries or LIBRARIES, args.act, args.match,
                         problems, args.most, args.whole, args.jobs):
