@@ -262,8 +262,16 @@ def _gradients(outputs: List[Tensor],
         torch.rand(t.shape, generator=generator).to(t.device, t.dtype)
         for t in outputs
     ]
-    return list(
-        torch.autograd.grad(outputs, inputs, weights, allow_unused=True))
+    held = [t.grad for t in inputs]
+    for tensor in inputs:
+        tensor.grad = None
+    try:
+        # Not autograd.grad, which stops at reentrant checkpoints (with_cp).
+        torch.autograd.backward(outputs, weights)
+        return [t.grad for t in inputs]
+    finally:
+        for tensor, grad in zip(inputs, held):
+            tensor.grad = grad
 
 
 def prove(

@@ -1,5 +1,6 @@
 """Input to run a module with, where nobody says what it takes."""
 import copy
+import inspect
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Union
 
@@ -135,7 +136,7 @@ def samples(root: nn.Module,
                 yield _of_model(root, pixels, mode)
     else:
         for args in _made(root, batch, small):
-            yield Sample(args)
+            yield Sample(args, _nothing(root))
 
 
 def _tensor(shape: Sequence[int], root: nn.Module) -> Tensor:
@@ -189,6 +190,17 @@ def _with_shapes_filled(value: Any, root: nn.Module) -> Any:
             for key, item in value.items()
         }
     return value
+
+
+def _nothing(root: nn.Module) -> dict:
+    """None for what may be None and has no default: a mask of MIM."""
+    return {
+        name: None
+        for name, parameter in inspect.signature(
+            root.forward).parameters.items()
+        if parameter.default is parameter.empty
+        and 'Optional' in str(parameter.annotation)
+    }
 
 
 def _made(root: nn.Module, batch: int, small: bool) -> Iterator[tuple]:

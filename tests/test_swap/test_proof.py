@@ -272,6 +272,19 @@ def test_backbones_that_broke(config, number, copied):
             assert torch.equal(one, other)
 
 
+def test_gradients_through_reentrant_checkpoints():
+    report = swap_activations(
+        build(dict(type='mmdet.ResNet', depth=18, with_cp=True)), PHASES)
+    assert report.proof.modes == ['evaluation', 'training']
+
+
+def test_gradients_that_were_there_stay():
+    net = Block()
+    net.norm1.weight.grad = grad = torch.ones(4)
+    swap_activations(net, PHASES)
+    assert net.norm1.weight.grad is grad
+
+
 def test_nothing_to_compare_on_the_meta_device():
     proof, refused = prove(nn.Conv2d(1, 1, 1).to('meta'), [], None)
     assert not proof.modes and not refused

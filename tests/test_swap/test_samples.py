@@ -111,6 +111,7 @@ def test_few_proposals_are_for_the_run_alone():
 
 @pytest.mark.parametrize('config', [
     dict(type='mmpretrain.LeNet5'),
+    dict(type='mmpretrain.SimMIMSwinTransformer', arch='tiny'),
     dict(type='mmpretrain.T2T_ViT', img_size=32, embed_dims=24,
          t2t_cfg=dict(token_dims=8, use_performer=False),
          num_layers=1, layer_cfgs=dict(num_heads=2, feedforward_channels=24)),
