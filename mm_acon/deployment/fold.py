@@ -56,7 +56,8 @@ def fold_activations(model: nn.Module) -> nn.Module:
             if isinstance(child, LearnableActivation):
                 if child not in folded:
                     folded[child] = _fold(child)
-                    carry_over(child, folded[child])
+                    if folded[child] is not child:
+                        carry_over(child, folded[child])
                 setattr(parent, name, folded[child])
     return _fold(model)
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from mm_acon import PWLU, swap_activations
 from mm_acon.deployment import fold_activations
+from mm_acon.nested import tensors
 from mm_acon.swap.proof import StandIn, prove
-from mm_acon.swap.samples import tensors
 from tests.helpers.backbones import Block, build, images
 
 PHASES = dict(type='PWLU')
@@ -98,6 +98,15 @@ def test_input_that_is_read_again(training):
     with torch.no_grad():
         torch.testing.assert_close(
             fold_activations(net)(x), plain(x), rtol=1e-5, atol=1e-6)
+
+
+def test_fold_of_what_is_not_folded_keeps_its_copy():
+    """FReLU has nothing to work out."""
+    net, x = Toy(changes_its_input), torch.rand(2, 3, 8, 8)
+    swap_activations(net, dict(type='FReLU'))
+    folded = fold_activations(net)
+    assert len(folded.relu._forward_pre_hooks) == 1
+    assert torch.equal(folded(x), net.eval()(x))
 
 
 def test_in_place_that_nobody_relies_on_costs_nothing():
