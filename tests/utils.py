@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 from mmengine.utils import digit_version
 from torch import Tensor
 
@@ -110,6 +111,21 @@ def assert_near(result: Tensor,
         expected.detach().cpu().double(),
         equal_nan=True,
         **tolerance(result.dtype, backward, roundings))
+
+
+def moved(name: str, num_channels: int = 4, seed: int = 0, **kwargs):
+    """One of ACTIVATIONS, with parameters unlike those of a fresh one."""
+    torch.manual_seed(seed)
+    activation = MODELS.build(
+        dict(ACTIVATIONS[name], num_channels=num_channels, **kwargs))
+    with torch.no_grad():
+        for parameter in activation.parameters():
+            parameter += .2 * torch.randn_like(parameter)
+    return activation
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def with_layout(x: Tensor, layout: str) -> Tensor:

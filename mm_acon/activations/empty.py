@@ -1,8 +1,8 @@
 """Parameters whose size is not known yet."""
-from typing import Any, Iterator
-
 import torch
 from torch import Tensor, nn
+
+from ..nested import tensors
 
 
 class UnknownWidthError(RuntimeError):
@@ -15,15 +15,6 @@ class UnknownWidthError(RuntimeError):
             'mm_acon.find_widths(model, batch) right after the model is '
             "built, write custom_hooks=[dict(type='ActivationSetupHook')], or "
             'train with tools/train.py, which finds the widths.')
-
-
-def _with_elements(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        if value.numel():
-            yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _with_elements(item)
 
 
 class EmptyTensor(Tensor):
@@ -40,7 +31,7 @@ class EmptyTensor(Tensor):
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            if any(True for _ in _with_elements([args, [*kwargs.values()]])):
+            if any(x.numel() for x in tensors([args, kwargs])):
                 name = getattr(function, '__name__', function)
                 raise UnknownWidthError(
                     f'{name}() of a tensor and of a parameter without a size')

@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
-from ..swap.config import dicts, find_backbones, type_name
+from ..swap.config import dicts, find_backbones, type_name, without_weights
 from .shapes import (SHAPES, write_cityscapes_shapes, write_coco_shapes,
                      write_imagenet_shapes)
 
@@ -104,18 +104,7 @@ def _scope(node: dict) -> Optional[str]:
 def _train_from_scratch(cfg: Config) -> None:
     # SyncBN needs both a process group and a GPU.
     sync = cfg.get('launcher', 'none') != 'none' and torch.cuda.is_available()
-    for node in dicts(cfg.model):
-        if isinstance(node.get('pretrained'), (str, bool)):
-            node['pretrained'] = None
-        init_cfg = node.get('init_cfg') or ()
-        if isinstance(init_cfg, list):
-            node['init_cfg'] = [
-                init for init in init_cfg if 'checkpoint' not in init
-            ]
-        elif 'checkpoint' in init_cfg:
-            node['init_cfg'] = None
-        if type_name(node) in ('SyncBN', 'SyncBatchNorm') and not sync:
-            node['type'] = 'BN'
+    without_weights(cfg.model, keep_sync=sync)
 
     with MODELS.switch_scope_and_registry(cfg.default_scope) as models:
         for place in find_backbones(cfg.model):

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..activations.base import LearnableActivation, activations_of
 from ..activations.empty import UnknownWidthError
 from ..swap.keys import listed
-from ..swap.state import kept_random_states
+from ..swap.state import in_mode, kept_random_states, kept_tensors
 from .momentum_copies import find_mirrors
 
 
@@ -123,21 +123,10 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
         for name in without_width(model)
         for part in model.get_submodule(name).modules()
     }
-    held = [(owner, name, value, value.detach().clone())
-            for module in model.modules() if module not in new
-            for owner in (module._parameters, module._buffers)
-            for name, value in owner.items() if isinstance(value, Tensor)]
-    training = {module: module.training for module in model.modules()}
-    with kept_random_states():
-        try:
-            model.train()
+    known = [module for module in model.modules() if module not in new]
+    with kept_random_states(), kept_tensors(known, '_parameters', '_buffers'):
+        with in_mode(model, True):
             yield
-        finally:
-            for module, flag in training.items():
-                module.training = flag
-            for owner, name, value, before in held:
-                value.data.copy_(before)
-                owner[name] = value
 
 
 def _axis_behind(layer: nn.Module) -> Optional[int]:

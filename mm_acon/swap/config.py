@@ -57,6 +57,25 @@ def dicts(node) -> Iterator[dict]:
             yield from dicts(child)
 
 
+def without_weights(model, keep_sync: bool = False) -> None:
+    """Takes names of checkpoints out of a model's config, in place.
+
+    And SyncBN, which needs a process group and GPUs, unless it is kept.
+    """
+    for node in dicts(model):
+        if isinstance(node.get('pretrained'), (str, bool)):
+            node['pretrained'] = None
+        init_cfg = node.get('init_cfg') or ()
+        if isinstance(init_cfg, list):
+            node['init_cfg'] = [
+                init for init in init_cfg if 'checkpoint' not in init
+            ]
+        elif 'checkpoint' in init_cfg:
+            node['init_cfg'] = None
+        if type_name(node) in ('SyncBN', 'SyncBatchNorm') and not keep_sync:
+            node['type'] = 'BN'
+
+
 def find_backbones(model, path: str = 'model') -> Iterator[Place]:
     """Every backbone of a model: keys that end in ``backbone``.
 

@@ -12,7 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from ..activations import LearnableActivation
-from .samples import REMEDY, Sample, SampleInput, samples, tensors
+from ..nested import tensors
+from .samples import REMEDY, Sample, SampleInput, first_run, samples
 from .state import in_mode, kept_state
 
 # Element-wise activations of torch and MMCV by class name. Other types are
@@ -124,8 +125,6 @@ class Probed:
     functional: List[str]
     # Activation modules that were not called, by name.
     uncalled: Dict[str, nn.Module]
-    # Why the module could not be run in training, empty if it could.
-    training_error: str
 
 
 @dataclass(eq=False)
@@ -335,13 +334,19 @@ def probe(root: nn.Module,
         RuntimeError: the forward pass failed.
     """
     types = ACTIVATION_TYPES.union(types)
-    seen, failures, cause = _first_trace(root, sample_input, types, False)
+
+    def trace(training: bool) -> tuple:
+        return first_run(
+            samples(root, sample_input, training, training),
+            lambda sample: _trace(root, sample, types, training))
+
+    seen, texts, cause = trace(False)
     if seen is None:
         raise RuntimeError(
             f'{type(root).__name__} could not be run to find its activations. '
-            'It was tried with input of shape ' + ', and '.join(failures) +
+            'It was tried with input of shape ' + ', and '.join(texts) +
             f'; {REMEDY}') from cause
-    trained, failures, _ = _first_trace(root, sample_input, types, True)
+    trained, _, _ = trace(True)
     for key, site in trained.sites.items() if trained else ():
         known = seen.sites.setdefault(key, site)
         known.shapes.update(site.shapes)
@@ -361,23 +366,7 @@ def probe(root: nn.Module,
             name: module
             for name, module in uncalled.items() if name in trained.uncalled
         }
-    return Probed(sites, orders, list(seen.functional), uncalled,
-                  '' if trained else ', and '.join(failures))
-
-
-def _first_trace(
-    root: nn.Module, sample_input: Optional[SampleInput], types: frozenset,
-    training: bool
-) -> Tuple[Optional[_Tracer], List[str], Optional[Exception]]:
-    """Of the first input that the module can be run with."""
-    failures, cause = [], None
-    for sample in samples(root, sample_input, training, training):
-        try:
-            return _trace(root, sample, types, training), failures, cause
-        except Exception as error:
-            failures.append(f'{sample.text}: {type(error).__name__}: {error}')
-            cause = error
-    return None, failures, cause
+    return Probed(sites, orders, list(seen.functional), uncalled)
 
 
 def _make_names_unique(sites: List[Site]) -> None:

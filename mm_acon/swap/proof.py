@@ -9,15 +9,17 @@ import copy
 import random
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Dict, Iterable, List, Optional, Set, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..nested import tensors
 from .replacement import Replacement
 from .report import Proof
-from .samples import Sample, SampleInput, samples, tensors
+from .samples import Sample, SampleInput, first_run, samples
 from .state import in_mode, kept_state
 
 _MODES = {False: 'evaluation', True: 'training'}
@@ -146,16 +148,16 @@ class _Prover:
         self.cases: List[_Case] = []
         self.failures: Dict[str, str] = {}
         for training, mode in _MODES.items():
-            for sample in samples(root, sample_input, True, training):
-                try:
-                    reference = self.observe(sample, training)
-                except Exception as error:
-                    self.failures[mode] = (
-                        f'{sample.text}: {type(error).__name__}: {error}')
-                    continue
-                self.cases.append(_Case(training, sample, reference))
-                self.failures.pop(mode, None)
-                break
+            case, texts, _ = first_run(
+                samples(root, sample_input, True, training),
+                partial(self.reference, training))
+            if case is None:
+                self.failures[mode] = texts[-1]
+            else:
+                self.cases.append(case)
+
+    def reference(self, training: bool, sample: Sample) -> _Case:
+        return _Case(training, sample, self.observe(sample, training))
 
     def observe(
         self,
@@ -179,7 +181,7 @@ class _Prover:
                 for parameter in wanted:
                     parameter.requires_grad_(parameter.is_floating_point()
                                              and parameter.dim() < 2)
-                result, leaves = sample.run_with_leaves(root)
+                result, leaves = sample.run(root)
                 changed = {s for s in stand_ins if s.input_was_changed()}
                 if changed:
                     raise _InputChanged(changed)

@@ -2,7 +2,8 @@
 import copy
 import inspect
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Union
+from typing import (Any, Callable, Iterator, List, Optional, Sequence, Tuple,
+                    TypeVar, Union)
 
 import numpy as np
 import torch
@@ -10,7 +11,10 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..nested import tensors
+
 SampleInput = Union[Tensor, Sequence, dict, Callable]
+Result = TypeVar('Result')
 
 REMEDY = ('write sample_input=(1, channels, height, width) in swap, with a '
           'shape that it takes (--cfg-options model.backbone.swap.'
@@ -18,17 +22,6 @@ REMEDY = ('write sample_input=(1, channels, height, width) in swap, with a '
           'a tuple or dict of arguments, or a function that is given the '
           'module and calls it. Of a detector that takes more than images '
           'swap the backbone alone.')
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors(item)
-    elif isinstance(value, dict):
-        yield from tensors(list(value.values()))
 
 
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -70,14 +63,7 @@ class Sample:
             for tensor in tensors([self.args, self.kwargs]) if tensor.is_cuda
         }
 
-    def run(self, root: nn.Module) -> Any:
-        if self.call is not None:
-            return self.call(root)
-        args, kwargs = _mapped((self.args, self.kwargs), Tensor.clone)
-        with few_proposals(root):
-            return root(*args, **kwargs)
-
-    def run_with_leaves(self, root: nn.Module) -> tuple:
+    def run(self, root: nn.Module) -> Tuple[Any, List[Tensor]]:
         """What comes out, and the inputs that a gradient reaches."""
         if self.call is not None:
             return self.call(root), []
@@ -137,6 +123,25 @@ def samples(root: nn.Module,
     else:
         for args in _made(root, batch, small):
             yield Sample(args, _nothing(root))
+
+
+def first_run(
+    candidates: Iterator[Sample], run: Callable[[Sample], Result]
+) -> Tuple[Optional[Result], List[str], Optional[Exception]]:
+    """Of the first sample that does not fail.
+
+    Returns:
+        tuple: What ``run`` gives, None if all failed; what the errors before
+        say, and the last of them.
+    """
+    texts, last = [], None
+    for sample in candidates:
+        try:
+            return run(sample), texts, last
+        except Exception as error:
+            last = error
+            texts.append(f'{sample.text}: {type(error).__name__}: {error}')
+    return None, texts, last
 
 
 def _tensor(shape: Sequence[int], root: nn.Module) -> Tensor:
@@ -207,18 +212,14 @@ def _made(root: nn.Module, batch: int, small: bool) -> Iterator[tuple]:
     """Images, or maps for a part that says which channels it takes."""
     channels = getattr(root, 'in_channels', None)
     sizes = (32, 64, 128) if small else (128, 64)
-    if isinstance(channels, (list, tuple)) and _is_shape(channels):
+    if isinstance(channels, int):
+        # MMDetection's dense heads have a map per stride.
+        generator = getattr(root, 'prior_generator', None)
+        channels = [channels] * len(getattr(generator, 'strides', ()))
+    if _is_shape(channels):
         for pixels in sizes:
-            maps = [(batch, c, max(1, pixels >> i), max(1, pixels >> i))
+            maps = [(batch, c, *[max(1, pixels >> i)] * 2)
                     for i, c in enumerate(channels)]
-            yield ([_tensor(shape, root) for shape in maps], )
-    # MMDetection's dense heads have a map per stride.
-    levels = len(
-        getattr(getattr(root, 'prior_generator', None), 'strides', ()))
-    if levels and isinstance(channels, int):
-        for pixels in sizes:
-            maps = [(batch, channels, max(1, pixels >> i), max(1, pixels >> i))
-                    for i in range(levels)]
             yield ([_tensor(shape, root) for shape in maps], )
     first = next((m for m in root.modules() if isinstance(m, _ConvNd)), None)
     # T2T-ViT has none, and takes images.

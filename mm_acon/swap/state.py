@@ -21,25 +21,23 @@ def kept_random_states(devices: Iterable = ()) -> Iterator[None]:
 
 
 @contextmanager
-def kept_buffers(root: nn.Module) -> Iterator[None]:
-    """Running statistics and other buffers are put back."""
-    held = [(module._buffers, name, value, value.clone())
-            for module in root.modules()
-            for name, value in module._buffers.items()
-            if isinstance(value, Tensor)]
+def kept_tensors(modules: Iterable[nn.Module], *kinds: str) -> Iterator[None]:
+    """Each module's own '_buffers', '_parameters' or both are put back."""
+    held = [(owner, name, value, value.detach().clone()) for module in modules
+            for owner in (getattr(module, kind) for kind in kinds)
+            for name, value in owner.items() if isinstance(value, Tensor)]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for owner, name, value, before in held:
-                value.data.copy_(before)
-                owner[name] = value
+        for owner, name, value, before in held:
+            value.data.copy_(before)
+            owner[name] = value
 
 
 @contextmanager
 def kept_state(root: nn.Module, devices: Iterable = ()) -> Iterator[None]:
     """Random states and buffers are put back."""
-    with kept_random_states(devices), kept_buffers(root):
+    with kept_random_states(devices), kept_tensors(root.modules(), '_buffers'):
         yield
 
 

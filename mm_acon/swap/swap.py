@@ -20,6 +20,8 @@ Patterns = Union[str, Sequence[str], None]
 _FROZEN_NOTE = "frozen; frozen='swap' if the checkpoint brings its activation"
 # They scale something else; another function there is another network.
 GATES = ('HSigmoid', 'Hardsigmoid', 'Sigmoid', 'Tanh')
+# How the reason begins where the network would be another one.
+CHANGES = 'with copies of it '
 
 
 def swap_activations(module: nn.Module,
@@ -124,7 +126,7 @@ def swap_activations(module: nn.Module,
         for replacement, difference in refused.items():
             replacements.remove(replacement)
             for site in replacement.chosen:
-                rows[site].reason = f'with copies of it {difference}'
+                rows[site].reason = f'{CHANGES}{difference}'
     if not replacements:
         raise ValueError(
             f'No activation of {type(module).__name__} was chosen for '
@@ -165,7 +167,7 @@ def _replacements(root: nn.Module, probed: Probed,
                   rows: Dict[Site, SwapRow]) -> List[Replacement]:
     """One for each caller of a module; others' rows get a reason."""
     replacements = []
-    for pair, orders in probed.orders.items():
+    for (caller, module), orders in probed.orders.items():
         met = {
             site
             for calls in orders.values()
@@ -176,16 +178,16 @@ def _replacements(root: nn.Module, probed: Probed,
         chosen = [site for site in sites if not rows[site].reason]
         if not chosen:
             continue
-        places = _places(root, pair[1], pair[0], probed)
+        places = _places(root, module, caller, probed)
         reason = ''
         if not places:
             reason = 'the module that calls it does not hold it'
         elif len(sites) > 1 and any(
                 len(calls) > 1 for calls in orders.values()):
-            reason = (f'{type(pair[0]).__name__} calls it in another order '
+            reason = (f'{type(caller).__name__} calls it in another order '
                       'from forward to forward')
         elif (len(chosen) < len(sites)
-              and any(True for _ in pair[1].parameters())):
+              and any(True for _ in module.parameters())):
             # The calls left would no longer share them.
             reason = 'shares parameters with calls left'
         if reason:

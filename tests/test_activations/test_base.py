@@ -19,7 +19,7 @@ from mm_acon import ACONA, ACONC, PWLU, LearnableActivation, MetaACON
 from mm_acon.activations import keep_start
 from mm_acon.activations.base import InnerConv, apply_norm
 from mm_acon.activations.empty import UnknownWidthError
-from tests.utils import ACTIVATIONS, ASSIGN, assert_near
+from tests.utils import ACTIVATIONS, ASSIGN, assert_near, images, moved
 
 EVERY = pytest.mark.parametrize('name', ACTIVATIONS)
 WIDTH_MATTERS = [
@@ -35,16 +35,7 @@ def lazy(name):
 
 def trained(name):
     """Width 4, with parameters unlike those at the start."""
-    torch.manual_seed(0)
-    activation = MODELS.build(dict(ACTIVATIONS[name], num_channels=4))
-    with torch.no_grad():
-        for parameter in activation.parameters():
-            parameter += .2 * torch.randn_like(parameter)
-    return activation.eval()
-
-
-def images(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return moved(name).eval()
 
 
 @LAZY

@@ -14,7 +14,7 @@ from torch.profiler import profile
 
 from mm_acon import ACONC, APL, PWLU, ACONFReLU, FReLU, MetaACON
 from mm_acon.ops import acon, pwlu, use_reference
-from tests.utils import ACTIVATIONS, FUNNELS, assert_near, run
+from tests.utils import ACTIVATIONS, FUNNELS, assert_near, images, moved, run
 
 EVERY = pytest.mark.parametrize('name', ACTIVATIONS)
 CURVES = pytest.mark.parametrize(
@@ -23,22 +23,7 @@ CHANNELS = 4
 
 
 def build(name, channel_axis=None, **kwargs):
-    """An activation whose parameters have moved from their start."""
-    torch.manual_seed(0)
-    activation = MODELS.build(
-        dict(
-            ACTIVATIONS[name],
-            num_channels=CHANNELS,
-            channel_axis=channel_axis,
-            **kwargs))
-    with torch.no_grad():
-        for parameter in activation.parameters():
-            parameter += .2 * torch.randn_like(parameter)
-    return activation
-
-
-def images(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return moved(name, CHANNELS, channel_axis=channel_axis, **kwargs)
 
 
 def refused(text):

@@ -14,7 +14,7 @@ from torch.autograd import gradcheck
 import mm_acon
 from mm_acon import LearnableActivation
 from tests.utils import (ACTIVATIONS, ASSIGN, FUNNELS, HALF_ON_CPU, LAYOUTS,
-                         assert_near, run, with_layout)
+                         assert_near, images, moved, run, with_layout)
 
 NAMES = {
     'ACONA': mm_acon.ACONA,
@@ -68,21 +68,6 @@ STATES = {
 }
 
 
-def build(name, num_channels=4, seed=0, **kwargs):
-    """An activation whose parameters have moved from their start."""
-    torch.manual_seed(seed)
-    activation = MODELS.build(
-        dict(ACTIVATIONS[name], num_channels=num_channels, **kwargs))
-    with torch.no_grad():
-        for parameter in activation.parameters():
-            parameter += .2 * torch.randn_like(parameter)
-    return activation
-
-
-def images(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.mark.parametrize('name', NAMES)
 def test_registered(name):
     activation = MODELS.build(dict(type=name, num_channels=4))
@@ -97,7 +82,7 @@ def test_found_from_the_scope_of(scope):
     registry = importlib.import_module(f'{scope}.registry').MODELS
     for name, kind in NAMES.items():
         cfg = dict(type=name, num_channels=4)
-        assert type(registry.build(cfg)) is kind
+        assert type(registry.moved(cfg)) is kind
         with DefaultScope.overwrite_default_scope(scope):
             assert type(MODELS.build(cfg)) is kind
 
@@ -105,12 +90,12 @@ def test_found_from_the_scope_of(scope):
 @EVERY
 def test_state_dict_names(name):
     """Checkpoints depend on these names: they are not to change."""
-    assert list(build(name).state_dict()) == STATES[name]
+    assert list(moved(name).state_dict()) == STATES[name]
 
 
 @EVERY
 def test_repr_tells_the_options(name):
-    text = repr(build(name))
+    text = repr(moved(name))
     granularity = ACTIVATIONS[name].get('granularity', 'channel')
     assert f'4, granularity={granularity!r}' in text
 
@@ -121,7 +106,7 @@ def test_repr_tells_the_options(name):
                                    (3, 4), (2, 4, 7), (2, 4, 2, 3, 4)])
 @EVERY
 def test_shapes(name, shape, training, device):
-    activation = build(name).train(training).to(device)
+    activation = moved(name).train(training).to(device)
     x = images(*shape).to(device).requires_grad_()
     if name in FUNNELS and len(shape) != 4:
         with pytest.raises(ValueError, match=r'expects x of shape \(N, C, H'):
@@ -142,7 +127,7 @@ def test_shapes(name, shape, training, device):
 @EVERY
 def test_batch_of_one_leaves_statistics_alone(name, training):
     """A BatchNorm over one number has no variance to learn from."""
-    activation = build(name).train(training)
+    activation = moved(name).train(training)
     before = copy.deepcopy(dict(activation.named_buffers()))
     activation(images(1, 4, 1, 1))
     activation(images(0, 4, 3, 3))
@@ -155,7 +140,7 @@ def test_batch_of_one_leaves_statistics_alone(name, training):
 @EVERY
 def test_samples_do_not_mix(name):
     """In eval mode a sample gives the same alone as in a batch."""
-    activation = build(name).eval()
+    activation = moved(name).eval()
     x = images(3, 4, 5, 6)
     alone = torch.cat([activation(sample[None]) for sample in x])
     torch.testing.assert_close(activation(x), alone)
@@ -164,7 +149,7 @@ def test_samples_do_not_mix(name):
 @EVERY
 def test_gradcheck(name):
     """The gradient of x and of every parameter, in eval mode."""
-    activation = build(name, seed=1).double().eval()
+    activation = moved(name, seed=1).double().eval()
     x = images(2, 4, 2, 3, seed=1).double().requires_grad_()
 
     def function(x, *parameters):
@@ -180,7 +165,7 @@ def test_gradcheck(name):
 @pytest.mark.parametrize('layout', LAYOUTS)
 @EVERY
 def test_layouts(name, layout, device):
-    activation = build(name).eval().to(device)
+    activation = moved(name).eval().to(device)
     x, grad = images(2, 4, 5, 6).to(device), images(2, 4, 5, 6, seed=1)
     y, grads = run(activation, x, grad=grad.to(device))
     moved_y, moved_grads = run(
@@ -201,7 +186,7 @@ def test_layouts(name, layout, device):
     for dtype in (torch.float16, torch.bfloat16)
 ])
 def test_low_precision_module(name, dtype, device):
-    activation = build(name).to(device, dtype).eval()
+    activation = moved(name).to(device, dtype).eval()
     exact = copy.deepcopy(activation).double()
     x = images(2, 4, 5, 6).to(device, dtype)
     y, (grad, ) = run(activation, x)
@@ -220,7 +205,7 @@ def test_low_precision_module(name, dtype, device):
 @pytest.mark.parametrize('name', [n for n in ACTIVATIONS if n not in FUNNELS])
 def test_low_precision_input(name, dtype, device):
     """Into a module in float32, as a mixed-precision trainer may do."""
-    activation = build(name).to(device).eval()
+    activation = moved(name).to(device).eval()
     exact = copy.deepcopy(activation).double()
     x = images(2, 4, 5, 6).to(device, dtype)
     y, (grad, ) = run(activation, x)
@@ -235,7 +220,7 @@ def test_low_precision_input(name, dtype, device):
 
 @EVERY
 def test_double_module(name):
-    activation = build(name).double()
+    activation = moved(name).double()
     y = activation(images(2, 4, 5, 6).double())
     assert y.dtype == torch.float64
 
@@ -245,7 +230,7 @@ def test_autocast(name, device):
     """Parameters stay in float32, and so do their gradients."""
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 3).to(device)
-    model = nn.Sequential(conv, build(name).to(device))
+    model = nn.Sequential(conv, moved(name).to(device))
     x = images(2, 3, 7, 7).to(device)
     exact = model(x)
     with torch.autocast(device, torch.bfloat16):
@@ -261,7 +246,7 @@ def test_autocast(name, device):
 @EVERY
 def test_nan_and_infinity_stay_data(name):
     """NaN gives NaN, and the sample beside it is not touched."""
-    activation = build(name).eval()
+    activation = moved(name).eval()
     x = images(2, 4, 5, 6)
     clean = activation(x)
     x[0, 1, 2, 3], x[0, 2, 2, 3] = torch.nan, torch.inf
@@ -295,12 +280,12 @@ def test_wrong_width(name):
             ValueError,
             match='expects 4 channels in axis 1, got '
             r'x of shape \(2, 3, 5, 5\); write num_channels=3'):
-        build(name)(images(2, 3, 5, 5))
+        moved(name)(images(2, 3, 5, 5))
 
 
 @EVERY
 def test_wrong_input(name):
-    activation = build(name)
+    activation = moved(name)
     kind = type(activation).__name__
     with pytest.raises(ValueError, match=kind + r' expects x of shape \(N, C'):
         activation(torch.zeros(4))
@@ -311,10 +296,10 @@ def test_wrong_input(name):
 @EVERY
 def test_copies(name):
     """deepcopy, pickle and a state dict give the same function."""
-    activation = build(name).eval()
+    activation = moved(name).eval()
     x = images(2, 4, 5, 6)
     y = activation(x)
-    loaded = build(name, seed=9).eval()
+    loaded = moved(name, seed=9).eval()
     loaded.load_state_dict(activation.state_dict())
     for copied in (copy.deepcopy(activation),
                    pickle.loads(pickle.dumps(activation)), loaded):
@@ -327,9 +312,9 @@ def test_copies(name):
 @ASSIGN
 @EVERY
 def test_load_with_assign(name):
-    activation = build(name).eval()
+    activation = moved(name).eval()
     with torch.device('meta'):
-        loaded = build(name, seed=9).eval()
+        loaded = moved(name, seed=9).eval()
     # Buffers that no checkpoint carries are left on meta by PyTorch.
     for key, buffer in activation.named_buffers():
         if key not in activation.state_dict():
@@ -342,14 +327,14 @@ def test_load_with_assign(name):
 @EVERY
 def test_init_weights(name):
     """MMEngine's call gives the start again, whatever the owner did."""
-    activation = build(name, seed=9)
+    activation = moved(name, seed=9)
     with torch.no_grad():
         for parameter in activation.parameters():
             parameter.fill_(7)
     torch.manual_seed(3)
     activation.init_weights()
     torch.manual_seed(3)
-    fresh = build(name)
+    fresh = moved(name)
     torch.manual_seed(3)
     fresh.reset_parameters()
     for mine, true in zip(activation.parameters(), fresh.parameters()):
@@ -384,7 +369,7 @@ def test_refused_granularity(name):
 @EVERY
 def test_compiles(name):
     """One graph without a break."""
-    activation = build(name).eval()
+    activation = moved(name).eval()
     x = images(2, 4, 5, 6)
     torch._dynamo.reset()
     compiled = torch.compile(activation, backend='eager', fullgraph=True)

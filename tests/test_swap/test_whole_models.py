@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mm_acon import PWLU
 from mm_acon.activations.base import activations_of
 from mm_acon.engine import ActivationOptimWrapperConstructor
-from mm_acon.swap.config import dicts, type_name, use_activation
+from mm_acon.swap.config import dicts, use_activation, without_weights
 from mm_acon.swap.samples import samples
 from tests.helpers.backbones import BACKBONES  # noqa: F401
 
@@ -24,11 +24,8 @@ def built(name, parts):
     """A shipped config's model as --act-parts has it, none of it frozen."""
     cfg = get_config(name)
     init_default_scope(cfg.default_scope)
+    without_weights(cfg.model)
     for node in dicts(cfg.model):
-        for key in ('init_cfg', 'pretrained'):
-            node.pop(key, None)
-        if type_name(node) == 'SyncBN':
-            node['type'] = 'BN'
         if 'frozen_stages' in node:
             node['frozen_stages'] = -1
         if node.get('norm_cfg') and 'requires_grad' in node['norm_cfg']:
@@ -55,7 +52,7 @@ def train_two_steps(model):
     }
     for _ in range(2):
         torch.manual_seed(0)
-        losses = sample.run(model)
+        losses, _ = sample.run(model)
         loss, _ = model.parse_losses(losses)
         assert loss.isfinite()
         wrapper.update_params(loss)

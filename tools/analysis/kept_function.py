@@ -18,7 +18,7 @@ import copy
 import logging
 import sys
 from dataclasses import dataclass
-from typing import Iterator, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 from mmengine.logging import MMLogger
@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from mm_acon import PWLU, swap_activations
 from mm_acon.activations.base import activations_of
 from mm_acon.cli import load_config
+from mm_acon.nested import tensors
 from mm_acon.swap.probe import probe
+from mm_acon.swap.swap import GATES
 
 from tables import table  # isort: skip
 
@@ -80,8 +82,6 @@ NETWORKS = (
     Network('mmdet::yolo/yolov3_d53_8xb8-320-273e_coco.py',
             ('backbone', 'neck'), ('LeakyReLU', ), .5, True),
 )
-# They scale something else.
-GATES = ('HSigmoid', 'Hardsigmoid', 'Sigmoid', 'Tanh')
 
 
 @dataclass
@@ -99,14 +99,6 @@ def build(network: Network) -> nn.Module:
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model)
     return nn.Sequential(*(getattr(model, part) for part in network.parts))
-
-
-def tensors(value) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    else:
-        for item in value:
-            yield from tensors(item)
 
 
 def flat(value) -> Tensor:

@@ -32,10 +32,10 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mm_acon import swap_activations
-from mm_acon.swap.config import (dicts, find_backbones, type_name,
-                                 use_activation)
+from mm_acon.swap.config import (find_backbones, type_name, use_activation,
+                                 without_weights)
 from mm_acon.swap.probe import ACTIVATION_TYPES
-from mm_acon.swap.swap import GATES
+from mm_acon.swap.swap import CHANGES, GATES
 
 from tables import table  # isort: skip
 
@@ -95,17 +95,6 @@ def key_of(config: dict) -> str:
     return json.dumps(plain(config), sort_keys=True, default=str)
 
 
-def without_weights(config: dict) -> dict:
-    """Builds without files; SyncBN needs several GPUs."""
-    for node in dicts(config):
-        for key in ('init_cfg', 'pretrained'):
-            if node.get(key) is not None:
-                node[key] = None
-        if type_name(node) in ('SyncBN', 'SyncBatchNorm'):
-            node['type'] = 'BN'
-    return config
-
-
 def collect(library: str, act: str, match: str, problems: Dict[str, str],
             whole: bool) -> List[Network]:
     """Puts the activation into every config; gives the distinct networks."""
@@ -137,8 +126,8 @@ def collect(library: str, act: str, match: str, problems: Dict[str, str],
             network = found.setdefault(
                 key_of(config),
                 Network(
-                    config.get('_scope_') or scope, type_name(config),
-                    without_weights(config)))
+                    config.get('_scope_') or scope, type_name(config), config))
+            without_weights(network.arguments)
             network.configs.append(name)
     return list(found.values())
 
@@ -162,7 +151,9 @@ def swap(network: Network, act: str, most: float) -> Network:
         network.outcome = 'broken'
         network.detail = f'{type(error).__name__}: {error}'
     else:
-        changing = [row for row in report.rows if 'differ' in row.reason]
+        changing = [
+            row for row in report.rows if row.reason.startswith(CHANGES)
+        ]
         failures = report.proof.failures
         if changing:
             network.outcome = CHANGED
