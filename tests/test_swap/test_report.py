@@ -6,14 +6,14 @@ ROWS = [
     SwapRow('layer1.0.conv2', 'ReLU', None, 128, (32, 32),
             reason='not included'),
     SwapRow('fc', 'ReLU6', 'PWLU', 10, (), 210,
-            note='its input is copied'),
+            note='copied'),
 ]  # yapf: disable
 
 TABLE = '''\
 site            old    new   width  map    parameters  function  note
 conv1           ReLU   PWLU  64     64x64  1,344       exact
 layer1.0.conv2  ReLU   -     128    32x32  -           -         not included
-fc              ReLU6  PWLU  10     -      210         -         its input is copied
+fc              ReLU6  PWLU  10     -      210         -         copied
 2 of 3 activation sites replaced, 1,554 parameters added'''
 
 
