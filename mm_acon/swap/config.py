@@ -117,8 +117,8 @@ def use_activation(
         exclude (str or list of str, optional): Likewise, to leave sites out.
         replace (str or list of str, optional): Types of the activations to
             replace, 'ReLU' if not given.
-        parts (list of str): 'backbone' for all backbones, and keys of the
-            model such as 'neck', 'bbox_head'.
+        parts (list of str): 'backbone' for all backbones, and parts of the
+            model such as 'neck', 'roi_head.bbox_head'.
 
     Raises:
         ValueError: the model has no such part, or one that swaps already.
@@ -128,8 +128,9 @@ def use_activation(
     places = [place for place in found if place.key not in _OTHERS]
     parts = list(parts or ('backbone', ))
     for part in parts:
+        # What lies deeper, roi_head.bbox_head, the swap looks for in the model.
         if part != 'backbone' and not any(
-                part in node for node in dicts(model)):
+                part.split('.')[0] in node for node in dicts(model)):
             raise ValueError(
                 f'--act-parts {part}: the model in {cfg.filename} has no '
                 f'{part!r}; it has {sorted(model)}.')

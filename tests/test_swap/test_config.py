@@ -196,6 +196,13 @@ def test_all_backbones_are_backbone():
     assert cfg.model.swap.parts == ['neck', 'backbone', 'rfp_backbone']
 
 
+def test_a_part_of_a_part():
+    cfg = config()
+    cfg.model.roi_head = dict(type='Head', bbox_head=dict(type='Box'))
+    use_activation(cfg, 'PWLU', parts=['roi_head.bbox_head'])
+    assert cfg.model.swap.parts == ['roi_head.bbox_head']
+
+
 def test_a_part_that_is_not_there():
     with pytest.raises(
             ValueError,
