@@ -120,6 +120,9 @@ def samples(root: nn.Module,
         for mode in ('loss', 'tensor') if training else ('tensor', ):
             for pixels in sizes:
                 yield _of_model(root, pixels, mode)
+                if mode == 'loss' and _library(root) == 'mmdet':
+                    # RTMDet takes no masks where it finds boxes alone.
+                    yield _of_model(root, pixels, mode, masks=False)
     else:
         for args in _made(root, batch, small):
             yield Sample(args, _nothing(root))
@@ -258,12 +261,18 @@ def _stated_size(root: nn.Module) -> Optional[int]:
     return None
 
 
-def _of_model(model: BaseModel, pixels: int, mode: str) -> Sample:
-    """Two images with what MMDetection and the others put beside them."""
-    library = next(
+def _library(model: BaseModel) -> Optional[str]:
+    return next(
         (kind.__module__.partition('.')[0] for kind in type(model).__mro__
          if kind.__module__.startswith(('mmdet.', 'mmseg.', 'mmpretrain.'))),
         None)
+
+
+def _of_model(model: BaseModel,
+              pixels: int,
+              mode: str,
+              masks: bool = True) -> Sample:
+    """Two images with what MMDetection and the others put beside them."""
     shape = (pixels, pixels)
     metainfo = dict(
         img_shape=shape,
@@ -278,8 +287,11 @@ def _of_model(model: BaseModel, pixels: int, mode: str) -> Sample:
     make = dict(
         mmdet=_detection_sample,
         mmseg=_segmentation_sample,
-        mmpretrain=_classification_sample).get(library)
+        mmpretrain=_classification_sample).get(_library(model))
     data_samples = make and [make(metainfo, images.device) for _ in range(2)]
+    if not masks:
+        for sample in data_samples:
+            del sample.gt_instances.masks
     return Sample((images, data_samples),
                   dict(mode=mode),
                   text=f'two images of {pixels} pixels, mode={mode!r}')
