@@ -239,8 +239,10 @@ def learnt_parameters(module):
             parameter += .05 * torch.randn_like(parameter)
 
 
-LIBRARIES = pytest.mark.parametrize('library',
-                                    ('mmdet', 'mmseg', 'mmpretrain'))
+# Three copies of one network.
+LIBRARIES = pytest.mark.parametrize(
+    'library', ('mmdet', *(pytest.param(name, marks=pytest.mark.full)
+                           for name in ('mmseg', 'mmpretrain'))))
 
 
 @EXPORTS

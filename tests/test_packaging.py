@@ -19,6 +19,7 @@ from mmengine.config.utils import _get_cfg_metainfo
 import mm_acon
 from mm_acon import adapt
 from mm_acon.cli import add_config_options, prepare_config
+from tests.helpers.cache import CACHE
 
 for library in ('mmdet', 'mmseg', 'mmpretrain'):
     pytest.importorskip(library)
@@ -258,10 +259,12 @@ def test_one_version():
 def test_types_of_the_public_api():
     """As a user's program sees them; see tests/typed_usage.py."""
     pytest.importorskip('mypy')
-    done = subprocess.run([sys.executable, '-m', 'mypy'],
-                          cwd=ROOT,
-                          capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [sys.executable, '-m', 'mypy', '--cache-dir',
+         str(CACHE / 'mypy')],
+        cwd=ROOT,
+        capture_output=True,
+        text=True)
     assert done.returncode == 0, done.stdout
 
 

@@ -197,7 +197,7 @@ def test_two_ranks_without_gpu(tmp_path):
         tmp_path,
         'bash',
         ROOT / 'tools' / 'dist_train.sh',
-        FASTER_RCNN,
+        RESNET_18,
         2,
         '--act',
         'PWLU',

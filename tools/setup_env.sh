@@ -51,7 +51,8 @@ step() {
   "$@" || stop "'$title' failed; the lines above are its output."
   echo "setup_env:   done in $((SECONDS - begin)) s"
 }
-pip_install() { "$python" -m pip install --quiet --disable-pip-version-check "$@"; }
+# Compiled to bytecode is what gets imported, when it is: all of it would take half a minute.
+pip_install() { "$python" -m pip install --quiet --disable-pip-version-check --no-compile "$@"; }
 
 command -v g++ >/dev/null || stop "no C++ compiler. mmcv has to be compiled: install g++ (Debian, Ubuntu: apt-get install g++) and run this again."
 choose_stack "${chosen-}"

@@ -12,8 +12,13 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
+from tests.helpers.cache import made_once
+
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted((ROOT / 'mm_acon' / 'ops' / 'csrc' / 'cuda').glob('*.cu'))
+CSRC = ROOT / 'mm_acon' / 'ops' / 'csrc'
+SOURCES = sorted((CSRC / 'cuda').glob('*.cu'))
+HEADERS = sorted(
+    path for path in CSRC.rglob('*.*') if path.suffix in ('.h', '.cuh'))
 INCLUDES = [f'-I{path}' for path in cpp_extension.include_paths()]
 # A header that torch makes when it is built with CUDA may be missing.
 DEFINES = [
@@ -39,10 +44,22 @@ def call(*command, **options):
 @pytest.mark.parametrize('source', SOURCES, ids=lambda path: path.stem)
 def test_compiles_for_a_gpu(source, tmp_path):
     """Every kernel does without what would make it slow or unrepeatable."""
-    log = call(NVCC, *DEFINES, *cpp_extension.COMMON_NVCC_FLAGS, *INCLUDES,
-               '-O3', '-arch=sm_90', '-Xptxas', '-v', '--keep', '--keep-dir',
-               tmp_path, '-c', source, '-o', tmp_path / 'object.o')
-    ptx = (tmp_path / f'{source.stem}.ptx').read_text()
+    flags = [
+        *DEFINES, *cpp_extension.COMMON_NVCC_FLAGS, '-O3', '-arch=sm_90',
+        '-Xptxas', '-v'
+    ]
+
+    def compile(folder):
+        log = call(NVCC, *flags, *INCLUDES, '--keep', '--keep-dir', tmp_path,
+                   '-c', source, '-o', tmp_path / 'object.o')
+        shutil.copy(tmp_path / f'{source.stem}.ptx', folder / 'ptx')
+        (folder / 'log').write_text(log)
+
+    made = made_once(
+        f'{source.stem}-ptx',
+        [call(NVCC, '--version'), torch.__version__, *flags, source, *HEADERS],
+        compile)
+    log, ptx = (made / 'log').read_text(), (made / 'ptx').read_text()
     ptx = dict(re.findall(r'\.entry (\w+)\((.*?)\n}', ptx, re.DOTALL))
     resources = re.findall(
         r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, "
@@ -80,12 +97,20 @@ def emulated(tmp_path_factory):
     library = '_ext' + sysconfig.get_config_var('EXT_SUFFIX')
     # Fortified, longjmp takes a change of stacks for an error.
     options = '-DMM_ACON_EMULATED -O1 -w -shared -fPIC -U_FORTIFY_SOURCE'
-    call(
-        os.getenv('CXX', 'c++'), *DEFINES, *options.split(), *INCLUDES,
-        f'-I{emulation}', emulation / 'emulated.cpp', '-o',
-        copy / 'mm_acon' / library,
-        *(f'-L{path}' for path in cpp_extension.library_paths()),
-        '-ltorch_cpu', '-ltorch', '-lc10')
+    compiler, flags = os.getenv('CXX', 'c++'), [*DEFINES, *options.split()]
+
+    def compile(folder):
+        call(compiler, *flags, *INCLUDES, f'-I{emulation}',
+             emulation / 'emulated.cpp', '-o', folder / library,
+             *(f'-L{path}' for path in cpp_extension.library_paths()),
+             '-ltorch_cpu', '-ltorch', '-lc10')
+
+    made = made_once('emulated', [
+        call(compiler, '--version'), torch.__version__, library, *flags,
+        *sorted(emulation.glob('*.*')), *SOURCES, *HEADERS,
+        *sorted(CSRC.rglob('*.cpp'))
+    ], compile)
+    shutil.copy(made / library, copy / 'mm_acon')
     return copy
 
 
