@@ -128,7 +128,7 @@ def use_activation(
     places = [place for place in found if place.key not in _OTHERS]
     parts = list(parts or ('backbone', ))
     for part in parts:
-        # What lies deeper, roi_head.bbox_head, the swap looks for in the model.
+        # What lies deeper, roi_head.bbox_head, the swap looks for itself.
         if part != 'backbone' and not any(
                 part.split('.')[0] in node for node in dicts(model)):
             raise ValueError(
