@@ -2,7 +2,9 @@
 
 Toys and whole backbones are in tests/helpers.
 """
+import os
 from argparse import ArgumentParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,3 +175,17 @@ class WriteFile:
 
     def __reduce__(self):
         return exec, (f'open({self.path!r}, "w")', )
+
+
+def real_data(name):
+    """A folder of the real data sets, or a skip that says what is missing.
+
+    They lie beside the repository; docs/real_images.md says where they come
+    from.
+    """
+    beside = Path(__file__).parents[2] / 'shared/data'
+    folder = Path(os.environ.get('MM_ACON_DATA', beside)) / name
+    if not folder.is_dir():
+        pytest.skip(f'there is no {folder}, a real data set; set '
+                    'MM_ACON_DATA to the folder that has it')
+    return folder
