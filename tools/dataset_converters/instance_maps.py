@@ -149,7 +149,7 @@ def encode(instances: np.ndarray, name: str, problems: Problems) -> List[dict]:
                 iscrowd=0,
                 # JSON has no bytes.
                 segmentation=dict(
-                    size=rle['size'], counts=rle['counts'].decode('ascii'))))
+                    size=rle['size'], counts=str(rle['counts'], 'ascii'))))
     if not found:
         problems.add('empty', name)
     return found
