@@ -23,7 +23,7 @@ from .checkpoints import SafeCheckpointHook, allow_mmengine_checkpoints
 from .engine import (ActivationOptimWrapperConstructor, ActivationSetupHook,
                      ActivationVisHook, ClassCountHook, PWLURealignHook,
                      find_widths)
-from .models import MobileNetV1, SENet154, TFNet
+from .models import EfficientNetLite, MobileNetV1, SENet154, TFNet
 from .ops.extension import COSTS
 from .swap import SwapActivations, SwapReport, swap_activations
 
@@ -38,8 +38,8 @@ __all__ = [
     'ACONA', 'ACONB', 'ACONC', 'ACONFReLU', 'APL',
     'ActivationOptimWrapperConstructor', 'ActivationSetupHook',
     'ActivationVisHook', 'ClassCountHook', 'FReLU', 'LearnableActivation',
-    'MetaACON', 'MobileNetV1', 'PAU', 'PWLU', 'PWLURealignHook', 'SENet154',
-    'SafeCheckpointHook', 'SwapActivations', 'SwapReport', 'TFNet',
-    'adapt_mmengine', 'allow_mmengine_checkpoints', 'find_widths',
-    'swap_activations'
+    'EfficientNetLite', 'MetaACON', 'MobileNetV1', 'PAU', 'PWLU',
+    'PWLURealignHook', 'SENet154', 'SafeCheckpointHook', 'SwapActivations',
+    'SwapReport', 'TFNet', 'adapt_mmengine', 'allow_mmengine_checkpoints',
+    'find_widths', 'swap_activations'
 ]

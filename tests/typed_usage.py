@@ -78,6 +78,7 @@ def training() -> None:
 def backbones() -> List[nn.Module]:
     mm_acon.TFNet(widen_factor='1')  # type: ignore[arg-type]
     return [
+        mm_acon.EfficientNetLite(arch='lite1', out_indices=(2, 3, 4)),
         mm_acon.TFNet(widen_factor=0.5),
         mm_acon.MobileNetV1(widen_factor=0.25, out_indices=(2, 4)),
         mm_acon.SENet154(frozen_stages=1),

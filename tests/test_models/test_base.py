@@ -15,6 +15,7 @@ from mm_acon import LearnableActivation
 NETWORKS = {
     'TFNet': (dict(widen_factor=0.5), 5, [16, 32, 64, 128, 1024], 4),
     'MobileNetV1': (dict(widen_factor=0.25), 5, [16, 32, 64, 128, 256], 2),
+    'EfficientNetLite': (dict(), 6, [16, 24, 40, 112, 320, 1280], 2),
     'SENet154': (dict(), 4, [256, 512, 1024, 2048], 4),
 }
 EVERY = pytest.mark.parametrize('name', NETWORKS)
@@ -140,7 +141,7 @@ def test_init_weights(name):
     assert weight.std() == pytest.approx((2 / (len(weight) * 9))**.5, rel=0.3)
 
 
-@pytest.mark.parametrize('out_indices', [(), (5, ), (-1, ), (0, 7)])
+@pytest.mark.parametrize('out_indices', [(), (6, ), (-1, ), (0, 7)])
 @EVERY
 def test_refused_out_indices(name, out_indices):
     last = NETWORKS[name][1] - 1
