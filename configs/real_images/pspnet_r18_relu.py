@@ -1,0 +1,1 @@
+_base_ = './_base_/pspnet_r18.py'
