@@ -11,7 +11,6 @@ figures, OUT/study_*.png. Finished runs are kept in WORK_DIR/results.json: a
 study that was interrupted goes on where it was.
 """
 import argparse
-import json
 import os
 import random
 import statistics
@@ -21,6 +20,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from benchmark_model import Backbone
+from comparison import Results, alignment, compare, student, verdict
 from drawing import save
 from matplotlib.figure import Figure
 from mmengine.device import get_device
@@ -28,10 +28,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from tables import table
 from timing import kept_bytes, start_benchmark
-from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from mm_acon import PWLU
 from mm_acon.demo.shapes import SHAPES, draw_shapes
 from mm_acon.visualization.figures import COLOURS, DASHES, styled
 
@@ -121,8 +119,6 @@ ORDERINGS.append(('PWLU channel, realigned', 'PWLU layer, realigned', 0.35,
                   f'PWLU Table 5, {R18}'))
 # The paper draws these two distributions and prints no mean.
 IOU_ORDERING = ('PWLU channel, realigned', 'PWLU channel, fix-init 10')
-# Student's t, two-sided 95 %, by the number of differences less one.
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
 
 
 class Shapes(Dataset):
@@ -226,32 +222,6 @@ def build_runner(variant: Variant, seed: int, args) -> Runner:
         log_level='ERROR')
 
 
-@torch.no_grad()
-def alignment(model: nn.Module, batches) -> List[float]:
-    """IOU (Eq. 7 of arXiv 2104.03693) of every unit, on the given batches.
-
-    Of the bounds at the end of training and the distribution that a unit's
-    input has there. A unit whose input never varies has none.
-    """
-    modules = [m for m in model.modules() if isinstance(m, PWLU)]
-    inputs: Dict[PWLU, List[Tensor]] = {module: [] for module in modules}
-    handles = [
-        module.register_forward_pre_hook(
-            lambda module, x: inputs[module].append(x[0]))
-        for module in modules
-    ]
-    model.eval()
-    for batch in batches:
-        model.test_step(batch)
-    for handle in handles:
-        handle.remove()
-    found: List[float] = []
-    for module in modules:
-        iou = module.alignment_iou(torch.cat(inputs[module]))
-        found += iou[~iou.isnan()].tolist()
-    return found
-
-
 def train(variant: Variant, seed: int, args) -> dict:
     """One network from the first step to its accuracy, in percent."""
     runner = build_runner(variant, seed, args)
@@ -298,39 +268,6 @@ def measure_costs(args) -> Dict[str, dict]:
     }
 
 
-class Results:
-    """What is finished, in a JSON file."""
-
-    def __init__(self, args) -> None:
-        self.path = Path(args.work_dir) / 'results.json'
-        setting = dict(
-            epochs=args.epochs,
-            train_images=args.train_images,
-            val_images=args.val_images,
-            contrast=CONTRAST,
-            noise=NOISE,
-            width=WIDTH,
-            optimizer=OPTIMIZER)
-        self.content = dict(setting=setting, runs={}, costs={}, machine={})
-        if self.path.exists():
-            self.content = json.loads(self.path.read_text())
-            if self.content['setting'] != setting:
-                raise ValueError(
-                    f'{self.path} holds runs of another setting, '
-                    f'{self.content["setting"]}, expected {setting}; write '
-                    'another --work-dir, or remove the file.')
-
-    def __getitem__(self, key: str) -> dict:
-        return self.content[key]
-
-    def save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix('.partial')
-        partial.write_text(json.dumps(self.content))
-        # Atomic: an interruption leaves the old file or the new one.
-        os.replace(partial, self.path)
-
-
 def run_all(args, results: Results) -> None:
     runs = results['runs']
     for seed in range(args.seeds):
@@ -354,23 +291,6 @@ def values(results: Results, args, name: str, key: str) -> List[float]:
     if key == 'iou':
         return [statistics.fmean(run['iou'] or [0]) for run in runs]
     return [run[key] for run in runs]
-
-
-def compare(better: List[float], worse: List[float]) -> Tuple[float, float]:
-    """Mean of the differences by seed, and its standard error."""
-    differences = [b - w for b, w in zip(better, worse)]
-    error = statistics.stdev(differences) / len(differences)**0.5
-    return statistics.fmean(differences), error
-
-
-def student(seeds: int) -> float:
-    return STUDENT[min(seeds - 1, len(STUDENT)) - 1]
-
-
-def verdict(difference: float, error: float, seeds: int) -> str:
-    if abs(difference) <= student(seeds) * error:
-        return 'not decided'
-    return 'shows' if difference > 0 else 'reversed'
 
 
 def ordering_rows(results: Results, args) -> List[Tuple[str, ...]]:
@@ -548,7 +468,16 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     try:
-        results = Results(args)
+        results = Results(
+            args.work_dir,
+            dict(
+                epochs=args.epochs,
+                train_images=args.train_images,
+                val_images=args.val_images,
+                contrast=CONTRAST,
+                noise=NOISE,
+                width=WIDTH,
+                optimizer=OPTIMIZER))
     except ValueError as error:
         sys.exit(f'study.py: {error}')
     args.machine = start_benchmark(args)
