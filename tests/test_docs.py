@@ -448,7 +448,7 @@ def message_texts() -> str:
                 texts.append('...'.join(
                     str(part.value) if isinstance(part, ast.Constant) else ''
                     for part in parts))
-    for path in (ROOT / 'mm_acon/ops/csrc').rglob('*.c*'):
+    for path in (ROOT / 'mm_acon/ops/csrc').rglob('*.[ch]*'):
         texts.append(''.join(re.findall(r'"(.*?)"', path.read_text())))
     return squeeze('\n'.join(texts))
 

@@ -8,7 +8,8 @@ from ..compat import register_fake
 from .checks import (channels_first, channels_last, check_device, check_input,
                      check_parameter, compute_dtype, find_channel_axis,
                      per_channel)
-from .extension import DEVICES, dense_like, has_kernels, register_cost
+from .extension import (DEVICES, dense_like, has_kernels, only_asked,
+                        register_cost)
 
 
 def acon(x: Tensor,
@@ -94,9 +95,10 @@ if DEVICES:
         return dense_like(x)
 
     @register_fake('mm_acon::acon_backward')
-    def _(grad, x, p1, p2, beta):
+    def _(grad, x, p1, p2, beta, asked):
         dbeta = torch.empty(beta.shape, dtype=beta.dtype, device=beta.device)
         if beta.dim() > 2:
             dbeta = dense_like(x).to(beta.dtype)
-        return (dense_like(x), torch.empty_like(p1.contiguous()),
-                torch.empty_like(p2.contiguous()), dbeta)
+        gradients = (dense_like(x), torch.empty_like(p1.contiguous()),
+                     torch.empty_like(p2.contiguous()), dbeta)
+        return only_asked(gradients, asked)

@@ -4,7 +4,7 @@ import warnings
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Dict, FrozenSet, Iterator
+from typing import Dict, FrozenSet, Iterator, Optional, Sequence, Tuple
 
 import torch
 
@@ -97,3 +97,9 @@ def dense_like(x: torch.Tensor) -> torch.Tensor:
             or not x.is_contiguous(memory_format=layout)):
         layout = torch.contiguous_format
     return torch.empty_like(x, memory_format=layout)
+
+
+def only_asked(gradients: Sequence[torch.Tensor],
+               asked: Sequence[bool]) -> Tuple[Optional[torch.Tensor], ...]:
+    """What a backward operator returns: None for what was not asked for."""
+    return tuple(g if wanted else None for g, wanted in zip(gradients, asked))

@@ -8,7 +8,8 @@ from ..compat import register_fake
 from .checks import (channels_first, channels_last, check_input,
                      check_parameter, compute_dtype, find_channel_axis,
                      per_channel)
-from .extension import DEVICES, dense_like, has_kernels, register_cost
+from .extension import (DEVICES, dense_like, has_kernels, only_asked,
+                        register_cost)
 
 # Bounds that cross or touch while they are learnt are treated as if the
 # right one lay this far right of the left one, in forward and backward.
@@ -193,6 +194,8 @@ if DEVICES:
         return dense_like(x)
 
     @register_fake('mm_acon::pwlu_backward')
-    def _(grad, x, *parameters):
-        return (dense_like(x), *(torch.empty_like(p.contiguous())
-                                 for p in parameters))
+    def _(grad, x, *others):
+        *parameters, asked = others
+        gradients = (dense_like(x), *(torch.empty_like(p.contiguous())
+                                      for p in parameters))
+        return only_asked(gradients, asked)

@@ -96,12 +96,13 @@ def emulated(tmp_path_factory):
     emulation = Path(__file__).parent / 'cuda_emulation'
     library = '_ext' + sysconfig.get_config_var('EXT_SUFFIX')
     # Fortified, longjmp takes a change of stacks for an error.
-    options = '-DMM_ACON_EMULATED -O1 -w -shared -fPIC -U_FORTIFY_SOURCE'
+    options = '-O1 -w -shared -fPIC -U_FORTIFY_SOURCE'
     compiler, flags = os.getenv('CXX', 'c++'), [*DEFINES, *options.split()]
 
     def compile(folder):
-        call(compiler, *flags, *INCLUDES, f'-I{emulation}',
-             emulation / 'emulated.cpp', '-o', folder / library,
+        call(compiler, *flags, *INCLUDES, '-include',
+             emulation / 'runtime.cuh', emulation / 'emulated.cpp', '-o',
+             folder / library,
              *(f'-L{path}' for path in cpp_extension.library_paths()),
              '-ltorch_cpu', '-ltorch', '-lc10')
 

@@ -12,9 +12,10 @@ import torch._dynamo
 import torch.nn.functional as F
 from mmengine.analysis import get_model_complexity_info
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mm_acon
-from mm_acon import ACONC, PWLU, MetaACON
+from mm_acon import ACONA, ACONC, PWLU, MetaACON
 from mm_acon.compat import counting_flops, packages_distributions
 from mm_acon.ops import acon, extension, pwlu, pwlu_reference, use_reference
 from tests.conftest import BUILT
@@ -62,7 +63,7 @@ def test_direct_call_of_acon(which, shape, message):
     with pytest.raises(RuntimeError, match=message):
         torch.ops.mm_acon.acon(*arguments)
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.mm_acon.acon_backward(arguments[0], *arguments)
+        torch.ops.mm_acon.acon_backward(arguments[0], *arguments, [True] * 4)
 
 
 @pytest.mark.parametrize('which, shape, message', (
@@ -80,7 +81,7 @@ def test_direct_call_of_pwlu(which, shape, message):
     with pytest.raises(RuntimeError, match=message):
         torch.ops.mm_acon.pwlu(*arguments)
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.mm_acon.pwlu_backward(arguments[0], *arguments)
+        torch.ops.mm_acon.pwlu_backward(arguments[0], *arguments, [True] * 6)
 
 
 def test_direct_call_with_another_gradient():
@@ -89,7 +90,9 @@ def test_direct_call_with_another_gradient():
                                 (torch.ops.mm_acon.pwlu_backward,
                                  pwlu_arguments())):
         with pytest.raises(RuntimeError, match='the gradient has shape .2, 5'):
-            operator(torch.zeros(2, CHANNELS, 6), *arguments)
+            operator(
+                torch.zeros(2, CHANNELS, 6), *arguments,
+                [True] * len(arguments))
 
 
 @OPCHECK
@@ -149,9 +152,77 @@ def test_same_bits_with_any_number_of_threads(operator, arguments):
         assert all(map(torch.equal, found[0], other))
 
 
-@pytest.mark.parametrize('operator, arguments',
-                         ((pwlu, pwlu_arguments()),
-                          (acon, acon_arguments((CHANNELS, )))))
+OPERATORS = pytest.mark.parametrize('operator, arguments', (
+    (pwlu, pwlu_arguments()),
+    (acon, acon_arguments((CHANNELS, ))),
+    (acon, acon_arguments((2, CHANNELS))),
+    (acon, acon_arguments((2, CHANNELS, 6, 7))),
+))  # yapf: disable
+
+
+class Calls(TorchDispatchMode):
+    """Notes the last argument of every backward operator: what it is for."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if 'backward' in str(function) and 'mm_acon' in str(function):
+            self.asked.append(list(args[-1]))
+        return function(*args, **(kwargs or {}))
+
+
+@OPERATORS
+def test_only_what_is_asked_for(operator, arguments):
+    """One gradient alone: the same bits, and nothing else is computed."""
+    grad = torch.randn_like(arguments[0])
+    everything = torch.autograd.grad(operator(*arguments), arguments, grad)
+    backward = getattr(torch.ops.mm_acon, f'{operator.__name__}_backward')
+    for i in range(len(arguments)):
+        asked = [i == j for j in range(len(arguments))]
+        with Calls() as calls:
+            found = torch.autograd.grad(
+                operator(*arguments), arguments[i], grad)
+        assert calls.asked == [asked]
+        assert torch.equal(found[0], everything[i])
+        with torch.no_grad():
+            direct = backward(grad, *arguments, asked)
+        assert [g is not None for g in direct] == asked
+        assert torch.equal(direct[i], everything[i])
+
+
+@OPERATORS
+def test_frozen_parameters_get_no_node_and_no_sums(operator, arguments):
+    x, *parameters = (a.detach() for a in arguments)
+    y = operator(x.requires_grad_(), *parameters)
+    into = [node for node, _ in y.grad_fn.next_functions]
+    assert into[0] is not None and into[1:] == [None] * len(parameters)
+    with Calls() as calls:
+        y.sum().backward()
+    assert calls.asked == [[True] + [False] * len(parameters)]
+
+
+@pytest.mark.skipif(
+    not hasattr(torch._C._autograd, '_get_sequence_nr'),
+    reason='torch before 2.1 does not count its nodes')
+@OPERATORS
+def test_no_node_where_nothing_is_differentiated(operator, arguments):
+    """Nodes of the graph are numbered, kept or not."""
+    fixed = [a.detach() for a in arguments]
+    number = torch._C._autograd._get_sequence_nr
+    before = number()
+    with torch.no_grad():
+        operator(*arguments)
+    operator(*fixed)
+    with torch.inference_mode():
+        operator(*fixed)
+    assert number() == before
+    operator(*arguments)
+    assert number() == before + 1
+
+
+@OPERATORS
 def test_second_derivative_is_refused(operator, arguments):
     first, = torch.autograd.grad(
         operator(*arguments).sum(), arguments[0], create_graph=True)
@@ -202,20 +273,23 @@ def test_keeps_one_input_for_backward(activation, autocast):
 
 
 @pytest.mark.parametrize('activation', (
-    ACONC, PWLU,
+    ACONA, ACONC, PWLU,
     pytest.param(MetaACON, marks=needs_torch(
         '2.1', 'compiles no autograd.Function that has a gradient'))
 ))  # yapf: disable
-def test_compile(activation):
+@pytest.mark.parametrize('frozen', (False, True))
+def test_compile(activation, frozen):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), activation(8))
+    model[1].requires_grad_(not frozen)
     x = torch.randn(2, 3, 12, 12)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
     compiled(x).sum().backward()
-    gradients = [p.grad.clone() for p in model.parameters()]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = [p.grad.clone() for p in trained]
     model.zero_grad()
     model(x).sum().backward()
-    for parameter, gradient in zip(model.parameters(), gradients):
+    for parameter, gradient in zip(trained, gradients):
         assert_near(gradient, parameter.grad, backward=True)
 
 

@@ -86,9 +86,10 @@ def test_backward(operator, layout, device):
     held = parameters(operator, device)
     rows, grad = last_rows(device, 1), last_rows(device, 2)
     backward = getattr(torch.ops.mm_acon, f'{operator.__name__}_backward')
-    expected, *sums = backward(grad, rows, *held)
+    asked = [True] * (1 + len(held))
+    expected, *sums = backward(grad, rows, *held, asked)
     dx, *large_sums = backward(
-        ending_in(grad, layout), ending_in(rows, layout), *held)
+        ending_in(grad, layout), ending_in(rows, layout), *held, asked)
     assert torch.equal(dx[:, :, -2:], expected)
     assert not dx[:, :, :-2].any()
     torch.testing.assert_close(large_sums, sums)

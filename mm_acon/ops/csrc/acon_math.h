@@ -5,6 +5,60 @@
 
 namespace mm_acon {
 
+// beta of shape (C,) or (1,); of (N, C) or (N, 1); of x's shape.
+enum class BetaKind { kUnit, kSample, kElement };
+
+inline BetaKind beta_kind(const at::Tensor& beta, const at::Tensor& x) {
+  if (beta.dim() == 1) return BetaKind::kUnit;
+  return beta.sizes() == x.sizes() ? BetaKind::kElement : BetaKind::kSample;
+}
+
+void check_acon(const at::Tensor& x, const at::Tensor& p1,
+                const at::Tensor& p2, const at::Tensor& beta);
+
+// p1, p2 and beta with the steps that find a row's numbers.
+template <typename T>
+struct AconView {
+  const T *p1, *p2, *beta;
+  int64_t p1_step, p2_step, sample_step, channel_step;
+
+  MM_ACON_HD T low(int64_t channel) const { return p2[channel * p2_step]; }
+  MM_ACON_HD T difference(int64_t channel) const {
+    return p1[channel * p1_step] - low(channel);
+  }
+  // Not where beta is one number per element.
+  MM_ACON_HD const T* beta_of(int64_t sample, int64_t channel) const {
+    return beta + sample * sample_step + channel * channel_step;
+  }
+};
+
+// Holds what an AconView points to: the parameters as T, contiguous, and a
+// beta per element in the layout of x, which `dense` gave.
+template <typename T>
+struct AconParameters {
+  AconParameters(const at::Tensor& p1, const at::Tensor& p2,
+                 const at::Tensor& beta, const at::Tensor& x, const View& view)
+      : kind(beta_kind(beta, x)) {
+    const auto type = c10::CppTypeToScalarType<T>::value;
+    held[0] = p1.to(type).contiguous();
+    held[1] = p2.to(type).contiguous();
+    held[2] = beta.to(type);
+    held[2] = kind == BetaKind::kElement ? like(held[2], x, view)
+                                         : held[2].contiguous();
+    numbers = {const_data<T>(held[0]),
+               const_data<T>(held[1]),
+               const_data<T>(held[2]),
+               p1.size(0) == 1 ? 0 : 1,
+               p2.size(0) == 1 ? 0 : 1,
+               kind == BetaKind::kSample ? beta.size(1) : 0,
+               beta.size(-1) == 1 ? 0 : 1};
+  }
+
+  BetaKind kind;
+  at::Tensor held[3];
+  AconView<T> numbers;
+};
+
 // 2^x for float without branches or calls, so that a loop over it becomes
 // vector code. Relative error below 1e-7 (a minimax polynomial of degree 6);
 // 2^-126 below -126, infinity above 128.

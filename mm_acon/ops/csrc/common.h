@@ -7,10 +7,13 @@
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <tuple>
 #include <utility>
 
 #include "compat.h"
@@ -40,44 +43,29 @@ struct View {
   int64_t size() const { return samples * channels * inner; }
 };
 
-// Keeps a direct call of an operator from reading outside of a tensor. The
-// public Python functions check the same first, and say what to write instead.
+// What the backward operator of one with n tensors is asked for, and gives.
+template <size_t n>
+using Asked = std::array<bool, n>;
+
+template <size_t n>  // std::tuple<at::Tensor, ...>
+using Gradients =
+    decltype(std::tuple_cat(std::declval<std::array<at::Tensor, n>>()));
+
+// Checks keep an operator from reading outside of a tensor. Where one fails,
+// the public Python functions say what to write instead.
+inline void check_input(const at::Tensor& x) {
+  TORCH_CHECK(x.dim() >= 2, "mm_acon: x is not (N, C, ...)");
+  TORCH_CHECK(x.is_floating_point(), "mm_acon: x is ", x.scalar_type());
+}
+
 inline void check_parameter(const at::Tensor& x, const at::Tensor& parameter,
                             int64_t axes, const char* name) {
-  TORCH_CHECK(x.dim() >= 2, "mm_acon: x is not (N, C, ...)");
   TORCH_CHECK(parameter.dim() == axes &&
                   (parameter.size(0) == 1 || parameter.size(0) == x.size(1)),
               "mm_acon: ", name, " of shape ", parameter.sizes(),
               " does not fit x of shape ", x.sizes());
   TORCH_CHECK(parameter.device() == x.device(), "mm_acon: ", name, " is on ",
               parameter.device(), ", x on ", x.device());
-}
-
-inline void check_acon(const at::Tensor& x, const at::Tensor& p1,
-                       const at::Tensor& p2, const at::Tensor& beta) {
-  check_parameter(x, p1, 1, "p1");
-  check_parameter(x, p2, 1, "p2");
-  if (beta.dim() == 1) return check_parameter(x, beta, 1, "beta");
-  TORCH_CHECK(beta.device() == x.device() &&
-                  (beta.sizes() == x.sizes() ||
-                   (beta.dim() == 2 && beta.size(0) == x.size(0) &&
-                    (beta.size(1) == 1 || beta.size(1) == x.size(1)))),
-              "mm_acon: beta of shape ", beta.sizes(), " on ", beta.device(),
-              " does not fit x of shape ", x.sizes(), " on ", x.device());
-}
-
-inline void check_pwlu(const at::Tensor& x, const at::Tensor& points,
-                       const at::Tensor& left_bound,
-                       const at::Tensor& right_bound,
-                       const at::Tensor& left_slope,
-                       const at::Tensor& right_slope) {
-  check_parameter(x, points, 2, "points");
-  TORCH_CHECK(points.size(1) >= 2, "mm_acon: points of shape ", points.sizes(),
-              " have no interval");
-  check_parameter(x, left_bound, 1, "left_bound");
-  check_parameter(x, right_bound, 1, "right_bound");
-  check_parameter(x, left_slope, 1, "left_slope");
-  check_parameter(x, right_slope, 1, "right_slope");
 }
 
 // x in a layout that a View describes: x itself where that is possible.

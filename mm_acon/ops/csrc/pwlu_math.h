@@ -9,6 +9,10 @@ namespace mm_acon {
 // number stands in mm_acon/ops/pwlu.py.
 constexpr double kMinWidth = 1e-3;
 
+void check_pwlu(const at::Tensor& x, const at::Tensor& points,
+                const at::Tensor& left_bound, const at::Tensor& right_bound,
+                const at::Tensor& left_slope, const at::Tensor& right_slope);
+
 // The function consists of N + 2 straight pieces: left of the bounds, the N
 // intervals, right of them. A piece starts at a knot, the left one at the
 // left bound like the one after it.
@@ -65,96 +69,155 @@ MM_ACON_HD int pwlu_index(T position, int last) {
 #endif
 }
 
-// The pieces of a channel as a table of knots, starts and slopes.
-template <typename T>
-struct PwluPieces {
-  const T* knot;
-  const T* start;
-  const T* slope;
-  T left;
-  T inverse_length;
-  int last;  // N + 1
+// The pieces of a unit in a table: for each its knot, its slope and, where
+// values are asked for, its start; behind them NaN, past which no x lies, and
+// 1 / length. Pieces are kStep apart, the numbers of a piece kind_step.
+template <typename T, int kStep = 1>
+struct PwluTable {
+  PwluTable() = default;
 
-  // Numbers in the table of a channel: knots, starts and slopes of the
-  // pieces, then the length of an interval.
-  static MM_ACON_HD int table_size(int num_intervals) {
-    return 3 * (num_intervals + 2) + 1;
+  MM_ACON_HD PwluTable(const T* numbers, int pieces, int kind_step)
+      : numbers(numbers),
+        kind_step(kind_step),
+        left(numbers[0]),
+        inverse_length(numbers[pieces * kStep + kind_step]),
+        last(pieces - 1) {}
+
+  static MM_ACON_HD int size(int pieces, bool starts) {
+    return (starts ? 3 : 2) * (pieces + 1);
   }
 
-  // Every step-th piece from the first on: threads can share the work.
+  // Every by-th piece from the first on: threads can share the work.
   template <typename S>
   static MM_ACON_HD void fill(const S* points, const PwluUnit<T>& unit,
-                              T* table, int first = 0, int step = 1) {
+                              bool starts, T* numbers, int kind_step,
+                              int first = 0, int by = 1) {
     const int pieces = unit.num_intervals + 2;
-    for (int j = first; j < pieces; j += step) {
+    for (int j = first; j < pieces; j += by) {
       const PwluPiece<T> piece = unit.piece(points, j);
-      table[j] = piece.knot;
-      table[pieces + j] = piece.start;
-      table[2 * pieces + j] = piece.slope;
+      T* to = numbers + j * kStep;
+      to[0] = piece.knot;
+      to[kind_step] = piece.slope;
+      if (starts) to[2 * kind_step] = piece.start;
     }
-    if (first == 0) table[3 * pieces] = unit.length;
+    if (first == 0) {
+      numbers[pieces * kStep] = std::numeric_limits<T>::quiet_NaN();
+      numbers[pieces * kStep + kind_step] = T(1) / unit.length;
+    }
   }
-
-  template <typename S>
-  static MM_ACON_HD void fill(const S* points, T left, T right, T left_slope,
-                              T right_slope, int num_intervals, T* table) {
-    fill(points, {left, right, left_slope, right_slope, num_intervals}, table);
-  }
-
-  MM_ACON_HD PwluPieces(const T* table, int num_intervals)
-      : knot(table),
-        start(table + num_intervals + 2),
-        slope(table + 2 * (num_intervals + 2)),
-        left(table[0]),
-        inverse_length(T(1) / table[3 * (num_intervals + 2)]),
-        last(num_intervals + 1) {}
 
   // The piece that x lies in. From half an interval to the left, rounding
   // cannot lead too far, so that x lies in the piece found or in the next;
   // comparing with the knot between them makes it exact. NaN gives 0.
   MM_ACON_HD int find(T x) const {
     const int j = pwlu_index((x - left) * inverse_length + T(.5), last);
-    return j + ((j < last) & (x >= knot[j + (j < last)]));
+    return j + (x >= knot(j + 1));
   }
 
-  MM_ACON_HD T value(T x, int j) const {
-    return PwluPiece<T>{knot[j], start[j], slope[j]}.value(x);
+  MM_ACON_HD T knot(int j) const { return numbers[j * kStep]; }
+  MM_ACON_HD T slope(int j) const { return numbers[j * kStep + kind_step]; }
+  MM_ACON_HD T start(int j) const {
+    return numbers[j * kStep + 2 * kind_step];
+  }
+
+  MM_ACON_HD T value(T x) const {
+    const int j = find(x);
+    return PwluPiece<T>{knot(j), start(j), slope(j)}.value(x);
+  }
+
+  const T* numbers;
+  int kind_step;
+  T left;
+  T inverse_length;
+  int last;  // N + 1
+};
+
+// The five parameters, in the operator's order, and the steps from unit to
+// unit: 0 where all share a row.
+template <typename T>
+struct PwluView {
+  const T* data[5];
+  int64_t step[5];
+  int pieces;  // N + 2
+
+  MM_ACON_HD const T* points(int64_t unit) const {
+    return data[0] + unit * step[0];
+  }
+
+  MM_ACON_HD PwluUnit<T> unit(int64_t index) const {
+    return {data[1][index * step[1]], data[2][index * step[2]],
+            data[3][index * step[3]], data[4][index * step[4]], pieces - 2};
   }
 };
 
-// Gradients of a unit's parameters from its sums: for every piece that of g,
-// then for every piece that of g (x - knot). Written in the order points,
-// left bound, right bound, left slope, right slope.
+// Holds what a PwluView points to: the parameters as T, contiguous. Units are
+// channels that have numbers of their own, or all channels as one.
 template <typename T>
-MM_ACON_HD void pwlu_parameter_gradients(const double* sums, const T* table,
-                                         bool clamped, int num_intervals,
-                                         double* result) {
-  const int pieces = num_intervals + 2, last = num_intervals + 1;
-  const double* first = sums;
-  const double* moment = sums + pieces;
-  const T* slope = table + 2 * pieces;
-  const double per_length = 1 / double(table[3 * pieces]);
-  const double per_interval = 1 / double(num_intervals);
-  double* points = result;
-  points[0] = first[0];
-  for (int i = 1; i <= num_intervals; ++i) points[i] = 0;
-  double left = -slope[0] * first[0];
-  double right = -slope[last] * first[last];
-  for (int i = 0; i < num_intervals; ++i) {
-    const double share = moment[i + 1] * per_length;
-    points[i] += first[i + 1] - share;
-    points[i + 1] += share;
-    // How far along the bounds the elements lie, summed: 0 left, 1 right.
-    const double along = (first[i + 1] * i + share) * per_interval;
-    left -= slope[i + 1] * (first[i + 1] - along);
-    right -= slope[i + 1] * along;
+struct PwluParameters {
+  explicit PwluParameters(const at::Tensor* given) {
+    for (int i = 0; i < 5; ++i) {
+      held[i] = given[i].to(c10::CppTypeToScalarType<T>::value).contiguous();
+      numbers.data[i] = const_data<T>(held[i]);
+      numbers.step[i] = held[i].size(0) == 1 ? 0 : held[i].stride(0);
+      units = std::max(units, held[i].size(0));
+    }
+    numbers.pieces = static_cast<int>(held[0].size(1) + 1);
   }
-  points[num_intervals] += first[last];
-  double* rest = result + num_intervals + 1;
-  rest[0] = clamped ? left + right : left;
-  rest[1] = clamped ? 0 : right;
-  rest[2] = moment[0];
-  rest[3] = moment[last];
-}
+
+  at::Tensor held[5];
+  int64_t units = 1;
+  PwluView<T> numbers;
+};
+
+// The gradients of a unit's parameters (Table 1) from its sums: for every
+// piece that of g, then for every piece that of g (x - knot).
+template <typename T>
+struct PwluGradients {
+  MM_ACON_HD PwluGradients(const double* sums, const PwluUnit<T>& unit)
+      : first(sums),
+        moment(sums + unit.num_intervals + 2),
+        unit(unit),
+        per_length(T(1) / unit.length),
+        per_interval(T(1) / unit.num_intervals) {}
+
+  // What the right end of interval i gets from it.
+  MM_ACON_HD double share(int i) const { return moment[i + 1] * per_length; }
+
+  MM_ACON_HD double point(int i) const {
+    const double from_left = i == 0 ? first[0] : share(i - 1);
+    return from_left +
+           (first[i + 1] - (i == unit.num_intervals ? 0 : share(i)));
+  }
+
+  // Adds to those of the bounds what every by-th interval from the first on
+  // gives.
+  template <typename S>
+  MM_ACON_HD void add_bounds(const S* points, int from, int by, double* left,
+                             double* right) const {
+    for (int i = from; i < unit.num_intervals; i += by) {
+      const double slope = unit.piece(points, i + 1).slope;
+      // How far along the bounds the elements lie, summed: 0 left, 1 right.
+      const double along = (first[i + 1] * i + share(i)) * per_interval;
+      *left -= slope * (first[i + 1] - along);
+      *right -= slope * along;
+    }
+  }
+
+  // The rest of them: bounds, then slopes, from the sums of add_bounds.
+  MM_ACON_HD void finish(double left, double right, double* result) const {
+    const int last = unit.num_intervals + 1;
+    left -= unit.left_slope * first[0];
+    right -= unit.right_slope * first[last];
+    result[0] = unit.clamped ? left + right : left;
+    result[1] = unit.clamped ? 0 : right;
+    result[2] = moment[0];
+    result[3] = moment[last];
+  }
+
+  const double* first;
+  const double* moment;
+  PwluUnit<T> unit;
+  double per_length, per_interval;
+};
 
 }  // namespace mm_acon

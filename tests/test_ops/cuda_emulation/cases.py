@@ -170,6 +170,58 @@ def test_nan_and_infinity_stay_where_they_are(function, dtype, layout):
             result[clean].double(), true[clean], rtol=1e-4, atol=1e-4)
 
 
+def launches(call):
+    before = torch.ops.mm_acon.launches()
+    result = call()
+    return torch.ops.mm_acon.launches() - before, result
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('learnt', [(), ('beta', ), ('p2', 'beta'),
+                                    ('p1', 'p2', 'beta')])
+@pytest.mark.parametrize('beta', BETAS)
+def test_acon_launches_what_is_asked_for(beta, learnt, layout):
+    """dx alone is one kernel, as ReLU's; ACON-A and B are two, as ACON-C."""
+    shape = (2, 5, 7, 7)
+    x = with_layout(sixteenths(shape, 0), layout).requires_grad_()
+    numbers = dict(p1=torch.ones(1), p2=torch.zeros(1), beta=torch.ones(1))
+    for name, value in zip(numbers, acon_parameters(shape, beta)):
+        if name in learnt:
+            numbers[name] = value.requires_grad_()
+    count, y = launches(lambda: acon(x, *numbers.values()))
+    assert count == 1
+    grad = with_layout(sixteenths(shape, 1), layout)
+    asked = [x] + [numbers[name] for name in learnt]
+    count, found = launches(lambda: torch.autograd.grad(y, asked, grad))
+    sums = set(learnt) - ({'beta'} if beta == 'pixel' else set())
+    assert count == (2 if sums else 1)
+    all_of_it = run(acon, x, *numbers.values(), grad=grad)[1]
+    names = dict(zip(numbers, all_of_it[1:]))
+    for result, true in zip(found,
+                            all_of_it[:1] + [names[name] for name in learnt]):
+        assert torch.equal(result, true)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('learnt', [(), (0, ), (3, 4), (0, 1, 2, 3, 4)])
+def test_pwlu_launches_what_is_asked_for(learnt, layout):
+    shape = (2, 5, 7, 7)
+    x = with_layout(sixteenths(shape, 0), layout).requires_grad_()
+    grad = with_layout(sixteenths(shape, 1), layout)
+    parameters = pwlu_parameters(shape)
+    for i in learnt:
+        parameters[i].requires_grad_()
+    count, y = launches(lambda: pwlu(x, *parameters))
+    assert count == 1
+    asked = [x] + [parameters[i] for i in learnt]
+    count, found = launches(lambda: torch.autograd.grad(y, asked, grad))
+    assert count == (2 if learnt else 1)
+    all_of_it = run(pwlu, x, *parameters, grad=grad)[1]
+    for result, true in zip(found, [all_of_it[0]] +
+                            [all_of_it[1 + i] for i in learnt]):
+        assert torch.equal(result, true)
+
+
 def test_memory_is_intact():
     """Nothing before this wrote outside a tensor."""
     assert torch.ops.mm_acon.memory_is_intact()

@@ -44,19 +44,19 @@ struct Table {
   }
 };
 
-// Finds pieces by the same steps as PwluPieces<float>::find.
+// Finds pieces by the same steps as PwluTable<float>::find.
 struct Finder {
   Table next;
   __m512 left, inverse, last;
 
-  MM_ACON_AVX512 explicit Finder(const PwluPieces<float>& pieces)
+  MM_ACON_AVX512 explicit Finder(const PwluTable<float>& table)
       :  // Where the next piece starts. No comparison with NaN holds, so that
          // nothing lies right of the last one.
-        next(pieces.knot + 1, pieces.last,
+        next(table.numbers + 1, table.last,
              std::numeric_limits<float>::quiet_NaN()),
-        left(_mm512_set1_ps(pieces.left)),
-        inverse(_mm512_set1_ps(pieces.inverse_length)),
-        last(_mm512_set1_ps(static_cast<float>(pieces.last))) {}
+        left(_mm512_set1_ps(table.left)),
+        inverse(_mm512_set1_ps(table.inverse_length)),
+        last(_mm512_set1_ps(static_cast<float>(table.last))) {}
 
   MM_ACON_AVX512 __m512i operator()(__m512 x) const {
     __m512 position = _mm512_add_ps(
@@ -91,16 +91,27 @@ MM_ACON_AVX512 inline void store(float* to, __m512 value, int n) {
 }
 
 MM_ACON_AVX512 inline void forward(const float* x, float* y, int n,
-                                   const PwluPieces<float>& pieces) {
-  const int count = pieces.last + 1;
-  const Finder find(pieces);
-  const Table knot(pieces.knot, count), start(pieces.start, count),
-      slope(pieces.slope, count);
+                                   const PwluTable<float>& table) {
+  const int count = table.last + 1;
+  const Finder find(table);
+  const Table knot(table.numbers, count),
+      slope(table.numbers + table.kind_step, count),
+      start(table.numbers + 2 * table.kind_step, count);
   for (int i = 0; i < n; i += 16) {
     const __m512 v = load(x + i, n - i);
     const __m512i j = find(v);
     const __m512 line = _mm512_mul_ps(_mm512_sub_ps(v, knot[j]), slope[j]);
     store(y + i, _mm512_add_ps(line, start[j]), n - i);
+  }
+}
+
+MM_ACON_AVX512 inline void slopes(const float* grad, const float* x, float* dx,
+                                  int n, const PwluTable<float>& table) {
+  const Finder find(table);
+  const Table slope(table.numbers + table.kind_step, table.last + 1);
+  for (int i = 0; i < n; i += 16) {
+    const __m512i j = find(load(x + i, n - i));
+    store(dx + i, _mm512_mul_ps(load(grad + i, n - i), slope[j]), n - i);
   }
 }
 
@@ -137,14 +148,15 @@ MM_ACON_AVX512 inline void add_to_bins(const int32_t* piece, const float* grad,
 // g (x - knot).
 MM_ACON_AVX512 inline void backward(const float* grad, const float* x,
                                     float* dx, int n,
-                                    const PwluPieces<float>& pieces,
+                                    const PwluTable<float>& table,
                                     float* bins) {
   // Comparing and adding whole registers, piece by piece, is faster than one
   // scattered addition per element. Nine pieces at a time fill the registers.
   constexpr int kBins = 9, kStep = 512;
-  const int count = pieces.last + 1;
-  const Finder find(pieces);
-  const Table knot(pieces.knot, count), slope(pieces.slope, count);
+  const int count = table.last + 1;
+  const Finder find(table);
+  const Table knot(table.numbers, count),
+      slope(table.numbers + table.kind_step, count);
   __m512 sums[kMaxPieces + kBins], moments[kMaxPieces + kBins];
   for (int j = 0; j < count + kBins; ++j) {
     sums[j] = moments[j] = _mm512_setzero_ps();

@@ -12,23 +12,30 @@ namespace mm_acon {
 namespace {
 
 template <typename T>
-MM_ACON_HD void forward_loop(const T* x, T* y, int n, PwluPieces<T> pieces) {
+MM_ACON_HD void forward_loop(const T* x, T* y, int n, PwluTable<T> table) {
 #pragma omp simd
-  for (int i = 0; i < n; ++i) y[i] = pieces.value(x[i], pieces.find(x[i]));
+  for (int i = 0; i < n; ++i) y[i] = table.value(x[i]);
+}
+
+template <typename T>
+MM_ACON_HD void slope_loop(const T* grad, const T* x, T* dx, int n,
+                           PwluTable<T> table) {
+#pragma omp simd
+  for (int i = 0; i < n; ++i) dx[i] = grad[i] * table.slope(table.find(x[i]));
 }
 
 // Writes dx, and for add_to_bins every element's piece and its pair of
 // numbers (g, g (x - knot)).
 template <typename T>
 MM_ACON_HD void backward_loop(const T* grad, const T* x, T* dx, int n,
-                              PwluPieces<T> pieces, int32_t* piece, T* pairs) {
+                              PwluTable<T> table, int32_t* piece, T* pairs) {
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
-    const int j = pieces.find(x[i]);
+    const int j = table.find(x[i]);
     piece[i] = j;
-    dx[i] = grad[i] * pieces.slope[j];
+    dx[i] = grad[i] * table.slope(j);
     pairs[2 * i] = grad[i];
-    pairs[2 * i + 1] = grad[i] * (x[i] - pieces.knot[j]);
+    pairs[2 * i + 1] = grad[i] * (x[i] - table.knot(j));
   }
 }
 
@@ -68,13 +75,17 @@ void add_to_bins(const int32_t* piece, const T* pairs, int n, int count,
 }
 
 MM_ACON_CLONES void forward_any(const float* x, float* y, int n,
-                                PwluPieces<float> pieces) {
-  forward_loop(x, y, n, pieces);
+                                PwluTable<float> table) {
+  forward_loop(x, y, n, table);
+}
+MM_ACON_CLONES void slope_any(const float* grad, const float* x, float* dx,
+                              int n, PwluTable<float> table) {
+  slope_loop(grad, x, dx, n, table);
 }
 MM_ACON_CLONES void backward_any(const float* grad, const float* x, float* dx,
-                                 int n, PwluPieces<float> pieces,
-                                 int32_t* piece, float* pairs) {
-  backward_loop(grad, x, dx, n, pieces, piece, pairs);
+                                 int n, PwluTable<float> table, int32_t* piece,
+                                 float* pairs) {
+  backward_loop(grad, x, dx, n, table, piece, pairs);
 }
 #if defined(MM_ACON_HAS_AVX512_PATH)
 bool fits_registers(int last) {
@@ -83,84 +94,69 @@ bool fits_registers(int last) {
 #endif
 
 void forward_block(const float* x, float* y, int n,
-                   const PwluPieces<float>& pieces) {
+                   const PwluTable<float>& table) {
 #if defined(MM_ACON_HAS_AVX512_PATH)
-  if (fits_registers(pieces.last)) return avx512::forward(x, y, n, pieces);
+  if (fits_registers(table.last)) return avx512::forward(x, y, n, table);
 #endif
-  forward_any(x, y, n, pieces);
+  forward_any(x, y, n, table);
 }
 void forward_block(const double* x, double* y, int n,
-                   const PwluPieces<double>& pieces) {
-  forward_loop(x, y, n, pieces);
+                   const PwluTable<double>& table) {
+  forward_loop(x, y, n, table);
 }
+
 template <typename T, typename Loop>
 void backward_by_blocks(const T* grad, const T* x, T* dx, int n,
-                        const PwluPieces<T>& pieces, T* bins,
-                        const Loop& loop) {
+                        const PwluTable<T>& table, T* bins, const Loop& loop) {
   int32_t piece[kBlock];
   T pairs[2 * kBlock];
   for (int i = 0; i < n; i += kBlock) {
     const int length = std::min(kBlock, n - i);
-    loop(grad + i, x + i, dx + i, length, pieces, piece, pairs);
-    add_to_bins(piece, pairs, length, pieces.last + 1, bins);
+    loop(grad + i, x + i, dx + i, length, table, piece, pairs);
+    add_to_bins(piece, pairs, length, table.last + 1, bins);
   }
 }
 
+// Without bins dx alone.
 void backward_block(const float* grad, const float* x, float* dx, int n,
-                    const PwluPieces<float>& pieces, float* bins) {
+                    const PwluTable<float>& table, float* bins) {
 #if defined(MM_ACON_HAS_AVX512_PATH)
-  if (fits_registers(pieces.last)) {
-    return avx512::backward(grad, x, dx, n, pieces, bins);
+  if (fits_registers(table.last)) {
+    return bins ? avx512::backward(grad, x, dx, n, table, bins)
+                : avx512::slopes(grad, x, dx, n, table);
   }
 #endif
-  backward_by_blocks(grad, x, dx, n, pieces, bins, backward_any);
+  if (!bins) return slope_any(grad, x, dx, n, table);
+  backward_by_blocks(grad, x, dx, n, table, bins, backward_any);
 }
 void backward_block(const double* grad, const double* x, double* dx, int n,
-                    const PwluPieces<double>& pieces, double* bins) {
-  backward_by_blocks(grad, x, dx, n, pieces, bins, backward_loop<double>);
+                    const PwluTable<double>& table, double* bins) {
+  if (!bins) return slope_loop(grad, x, dx, n, table);
+  backward_by_blocks(grad, x, dx, n, table, bins, backward_loop<double>);
 }
-// The parameters as T. Units are channels that have numbers of their own, or
-// all channels as one.
+
+// The tables of all units.
 template <typename T>
-struct Parameters {
-  Parameters(const at::Tensor& points, const at::Tensor& left_bound,
-             const at::Tensor& right_bound, const at::Tensor& left_slope,
-             const at::Tensor& right_slope)
-      : intervals(static_cast<int>(points.size(1) - 1)) {
-    const at::Tensor* given[] = {&points, &left_bound, &right_bound,
-                                 &left_slope, &right_slope};
-    for (int i = 0; i < 5; ++i) {
-      held[i] = given[i]->to(c10::CppTypeToScalarType<T>::value).contiguous();
-      units = std::max(units, held[i].size(0));
-      data[i] = const_data<T>(held[i]);
+struct Tables {
+  Tables(const PwluParameters<T>& parameters, bool starts)
+      : pieces(parameters.numbers.pieces),
+        size(PwluTable<T>::size(pieces, starts)),
+        step(parameters.units == 1 ? 0 : size),
+        numbers(parameters.units * size) {
+    for (int64_t u = 0; u < parameters.units; ++u) {
+      PwluTable<T>::fill(parameters.numbers.points(u),
+                         parameters.numbers.unit(u), starts,
+                         numbers.data() + u * size, pieces + 1);
     }
   }
 
-  T number(int i, int64_t unit) const {
-    return data[i][held[i].size(0) == 1 ? 0 : unit];
+  PwluTable<T> of(int64_t channel) const {
+    return {numbers.data() + channel * step, pieces, pieces + 1};
   }
 
-  bool clamped(int64_t unit) const {
-    return number(2, unit) - number(1, unit) < T(kMinWidth);
-  }
-
-  // The tables of PwluPieces, one row per unit.
-  std::vector<T> tables() const {
-    const int64_t size = PwluPieces<T>::table_size(intervals);
-    std::vector<T> result(units * size);
-    for (int64_t u = 0; u < units; ++u) {
-      const int64_t row = held[0].size(0) == 1 ? 0 : u;
-      PwluPieces<T>::fill(data[0] + row * (intervals + 1), number(1, u),
-                          number(2, u), number(3, u), number(4, u), intervals,
-                          result.data() + u * size);
-    }
-    return result;
-  }
-
-  int intervals;
-  int64_t units = 1;
-  at::Tensor held[5];
-  const T* data[5];
+  int pieces;
+  int64_t size, step;
+  std::vector<T> numbers;
 };
 
 at::Tensor pwlu_cpu(const at::Tensor& input, const at::Tensor& points,
@@ -174,15 +170,12 @@ at::Tensor pwlu_cpu(const at::Tensor& input, const at::Tensor& points,
   std::tie(x, view) = dense(input);
   at::Tensor y = at::empty_like(x);
   if (x.numel() == 0) return y;
+  const at::Tensor given[] = {points, left_bound, right_bound, left_slope,
+                              right_slope};
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, x.scalar_type(), "pwlu", [&] {
         using T = math_t<scalar_t>;
-        const Parameters<T> parameters(points, left_bound, right_bound,
-                                       left_slope, right_slope);
-        const int intervals = parameters.intervals;
-        const std::vector<T> tables = parameters.tables();
-        const int64_t row =
-            parameters.units == 1 ? 0 : PwluPieces<T>::table_size(intervals);
+        const Tables<T> tables(PwluParameters<T>(given), /*starts=*/true);
         const Tiles<scalar_t> tiles(view);
         const int64_t stride = tiles.stride();
         const scalar_t* x_data = const_data<scalar_t>(x);
@@ -193,42 +186,88 @@ at::Tensor pwlu_cpu(const at::Tensor& input, const at::Tensor& points,
               const int64_t at = tiles.offset(n, c, p);
               const T* from = load(x_data + at, stride, length, x_buffer);
               T* to = target(y_data + at, stride, y_buffer);
-              forward_block(from, to, length,
-                            PwluPieces<T>(tables.data() + c * row, intervals));
+              forward_block(from, to, length, tables.of(c));
               store(to, y_data + at, stride, length);
             });
       });
   return y;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-           at::Tensor>
-pwlu_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
-                  const at::Tensor& points, const at::Tensor& left_bound,
-                  const at::Tensor& right_bound, const at::Tensor& left_slope,
-                  const at::Tensor& right_slope) {
+// The gradients of all units' parameters, one row each: of points, bounds and
+// slopes. sums: of every unit `rows` rows of bins.
+template <typename T>
+std::vector<double> parameter_gradients(const PwluParameters<T>& parameters,
+                                        const T* sums, int64_t rows) {
+  const PwluView<T>& numbers = parameters.numbers;
+  const int values = numbers.pieces - 1;
+  const int64_t bins = 2 * numbers.pieces;
+  std::vector<double> result(parameters.units * (values + 4));
+  at::parallel_for(0, parameters.units, 32, [&](int64_t first, int64_t end) {
+    std::vector<double> sum(bins);
+    for (int64_t u = first; u < end; ++u) {
+      const T* from = sums + u * rows * bins;
+      std::fill(sum.begin(), sum.end(), 0.);
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t i = 0; i < bins; ++i) sum[i] += from[r * bins + i];
+      }
+      const PwluGradients<T> gradients(sum.data(), numbers.unit(u));
+      double* to = result.data() + u * (values + 4);
+      for (int i = 0; i < values; ++i) to[i] = gradients.point(i);
+      double left = 0, right = 0;
+      gradients.add_bounds(numbers.points(u), 0, 1, &left, &right);
+      gradients.finish(left, right, to + values);
+    }
+  });
+  return result;
+}
+
+// `width` columns from the first on, in the shape and dtype of a parameter,
+// which gets the sum over all units if it has one row for them.
+at::Tensor columns(const std::vector<double>& gradients, int64_t units,
+                   int64_t first, int64_t width, const at::Tensor& parameter) {
+  const int64_t row = gradients.size() / units;
+  std::vector<double> result(parameter.numel());
+  for (int64_t u = 0; u < units; ++u) {
+    double* to = result.data() + (parameter.size(0) == 1 ? 0 : u * width);
+    for (int64_t i = 0; i < width; ++i)
+      to[i] += gradients[u * row + first + i];
+  }
+  return as_gradient(result.data(), parameter);
+}
+
+Gradients<6> pwlu_backward_cpu(const at::Tensor& grad_output,
+                               const at::Tensor& input,
+                               const at::Tensor& points,
+                               const at::Tensor& left_bound,
+                               const at::Tensor& right_bound,
+                               const at::Tensor& left_slope,
+                               const at::Tensor& right_slope, Asked<6> asked) {
   check_pwlu(input, points, left_bound, right_bound, left_slope, right_slope);
   at::Tensor x;
   View view;
   std::tie(x, view) = dense(input);
   const at::Tensor grad = like(grad_output, x, view);
-  at::Tensor dx = at::empty_like(x), gradients;
+  const at::Tensor dx = at::empty_like(x);
+  const at::Tensor given[] = {points, left_bound, right_bound, left_slope,
+                              right_slope};
+  const bool all = std::any_of(asked.begin() + 1, asked.end(),
+                               [](bool one) { return one; });
+  int64_t units = 0;
+  std::vector<double> gradients;
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, x.scalar_type(), "pwlu_backward", [&] {
         using T = math_t<scalar_t>;
-        const Parameters<T> parameters(points, left_bound, right_bound,
-                                       left_slope, right_slope);
-        const int intervals = parameters.intervals;
-        const int64_t units = parameters.units, bins = 2 * (intervals + 2);
+        const PwluParameters<T> parameters(given);
+        units = parameters.units;
         const Tiles<scalar_t> tiles(view);
         const int64_t rows = view.samples * tiles.chunks;
-        const at::Tensor sums = at::empty({view.channels, rows, bins},
-                                          c10::CppTypeToScalarType<T>::value);
+        const int64_t bins = 2 * parameters.numbers.pieces;
+        const at::Tensor sums =
+            at::empty({all ? view.channels * rows * bins : 0},
+                      c10::CppTypeToScalarType<T>::value);
         T* sums_data = mutable_data<T>(sums);
-        const std::vector<T> tables = parameters.tables();
-        const int64_t table_size = PwluPieces<T>::table_size(intervals);
         if (x.numel() != 0) {
-          const int64_t row = units == 1 ? 0 : table_size;
+          const Tables<T> tables(parameters, /*starts=*/false);
           const int64_t stride = tiles.stride();
           const scalar_t* x_data = const_data<scalar_t>(x);
           const scalar_t* g_data = const_data<scalar_t>(grad);
@@ -240,48 +279,33 @@ pwlu_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
             const T* from = load(x_data + at, stride, length, x_buffer);
             const T* g = load(g_data + at, stride, length, g_buffer);
             T* to = target(dx_data + at, stride, dx_buffer);
-            T* sum = sums_data + (c * rows + n * tiles.chunks + chunk) * bins;
-            if (p == chunk * kChunk) std::fill(sum, sum + bins, T(0));
-            backward_block(g, from, to, length,
-                           PwluPieces<T>(tables.data() + c * row, intervals),
-                           sum);
+            T* sum = nullptr;
+            if (all) {
+              sum = sums_data + (c * rows + n * tiles.chunks + chunk) * bins;
+              if (p == chunk * kChunk) std::fill(sum, sum + bins, T(0));
+            }
+            backward_block(g, from, to, length, tables.of(c), sum);
             store(to, dx_data + at, stride, length);
           });
         }
-        gradients = at::empty({units, intervals + 5}, at::kDouble);
-        double* to = mutable_data<double>(gradients);
-        const int64_t rows_of_unit = units == 1 ? view.channels * rows : rows;
-        at::parallel_for(0, units, 32, [&](int64_t first, int64_t end) {
-          std::vector<double> sum(bins);
-          for (int64_t u = first; u < end; ++u) {
-            const T* from = sums_data + u * rows_of_unit * bins;
-            std::fill(sum.begin(), sum.end(), 0.);
-            for (int64_t r = 0; r < rows_of_unit; ++r) {
-              for (int64_t i = 0; i < bins; ++i) sum[i] += from[r * bins + i];
-            }
-            pwlu_parameter_gradients(
-                sum.data(), tables.data() + u * table_size,
-                parameters.clamped(u), intervals, to + u * (intervals + 5));
-          }
-        });
+        if (all) {
+          gradients =
+              parameter_gradients(parameters, const_data<T>(sums),
+                                  units == 1 ? view.channels * rows : rows);
+        }
       });
-  const int64_t values = points.size(1);
-  // A parameter with one row for all units gets the sum over them.
-  const auto finish = [&](at::Tensor gradient, const at::Tensor& parameter) {
-    if (parameter.size(0) != gradients.size(0)) {
-      gradient = gradient.sum(0, true);
-    }
-    return gradient.to(parameter.scalar_type()).contiguous();
+  const auto column = [&](int i) {
+    const int64_t values = points.size(1);
+    if (!asked[1 + i]) return at::Tensor();
+    return i == 0 ? columns(gradients, units, 0, values, points)
+                  : columns(gradients, units, values + i - 1, 1, given[i]);
   };
-  const auto column = [&](int64_t i, const at::Tensor& parameter) {
-    return finish(gradients.select(1, values + i), parameter);
-  };
-  return {dx,
-          finish(gradients.narrow(1, 0, values), points),
-          column(0, left_bound),
-          column(1, right_bound),
-          column(2, left_slope),
-          column(3, right_slope)};
+  return {asked[0] ? dx : at::Tensor(),
+          column(0),
+          column(1),
+          column(2),
+          column(3),
+          column(4)};
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 // the number of threads, so sums per tile, added up in order, do not either.
 #pragma once
 
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -116,6 +117,19 @@ inline void store(const math_t<scalar_t>* computed, scalar_t* to,
   for (int i = 0; i < length; ++i) {
     to[i * stride] = static_cast<scalar_t>(computed[i]);
   }
+}
+
+// A gradient of a parameter's shape and dtype from its numbers.
+inline at::Tensor as_gradient(const double* numbers,
+                              const at::Tensor& parameter) {
+  at::Tensor result = at::empty(
+      parameter.sizes(),
+      parameter.options().memory_format(at::MemoryFormat::Contiguous));
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, parameter.scalar_type(), "mm_acon", [&] {
+        std::copy_n(numbers, result.numel(), mutable_data<scalar_t>(result));
+      });
+  return result;
 }
 
 }  // namespace mm_acon

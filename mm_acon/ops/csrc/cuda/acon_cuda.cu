@@ -12,32 +12,28 @@ namespace {
 constexpr int kAconThreads = 256;
 constexpr int64_t kAconChunk = 4096, kAconPixels = 32;
 
-// Arrays as (N, C, ...) in memory order. pixel_beta: one number per element.
+// Arrays as (N, C, ...) in memory order. beta and dbeta where beta is one
+// number per element.
 template <typename scalar_t>
 struct AconArrays {
   const scalar_t* x;
   const scalar_t* grad;
   scalar_t* out;  // y or dx
-  const math_t<scalar_t>* pixel_beta;
-  math_t<scalar_t>* pixel_dbeta;
+  const math_t<scalar_t>* beta;
+  math_t<scalar_t>* dbeta;
 };
 
-// p1, p2 and beta with the steps that find a row's numbers.
-template <typename T>
-struct AconNumbers {
-  const T *p1, *p2, *beta;
-  int64_t p1_step, p2_step, sample_step, channel_step;
-};
-
-// What one thread computes: forward, or backward with the sums of g x G (for
-// p1), g x, and g df/dbeta. kUnits: 1, or a unit per element of a vector.
-template <typename scalar_t, int kUnits, bool kPixel, bool kBackward>
+// What one thread computes. Sums are of g x G (for p1), g x, and g df/dbeta.
+// kUnits: 1, or a unit per element of a vector.
+template <typename scalar_t, int kUnits, bool kElement, Pass kPass>
 struct AconBody {
   using T = math_t<scalar_t>;
+  static constexpr bool kBackward = kPass != Pass::kForward;
+  static constexpr bool kAll = kPass == Pass::kAll;
   // Bytes that a thread has on their way, and those of an element.
   static constexpr int kInFlight = kBackward ? 32 : 64;
   static constexpr int kBytes =
-      (kBackward ? 2 : 1) * sizeof(scalar_t) + (kPixel ? sizeof(T) : 0);
+      (kBackward ? 2 : 1) * sizeof(scalar_t) + (kElement ? sizeof(T) : 0);
 
   template <int V>
   struct Loaded {
@@ -46,19 +42,15 @@ struct AconBody {
   };
 
   __device__ __forceinline__ AconBody(const AconArrays<scalar_t>& arrays,
-                                      const AconNumbers<T>& numbers,
+                                      const AconView<T>& numbers,
                                       int64_t sample, int64_t channel)
       : arrays(arrays) {
 #pragma unroll
     for (int k = 0; k < kUnits; ++k) {
       const int64_t c = channel + k;
-      p2[k] = numbers.p2[c * numbers.p2_step];
-      d[k] = numbers.p1[c * numbers.p1_step] - p2[k];
-      if constexpr (!kPixel) {
-        beta[k] =
-            numbers
-                .beta[sample * numbers.sample_step + c * numbers.channel_step];
-      }
+      p2[k] = numbers.low(c);
+      d[k] = numbers.difference(c);
+      if constexpr (!kElement) beta[k] = *numbers.beta_of(sample, c);
     }
   }
 
@@ -67,9 +59,7 @@ struct AconBody {
     Loaded<V> loaded;
     loaded.x = mm_acon::load<V>(arrays.x, at);
     if constexpr (kBackward) loaded.grad = mm_acon::load<V>(arrays.grad, at);
-    if constexpr (kPixel) {
-      loaded.beta = mm_acon::load<V>(arrays.pixel_beta, at);
-    }
+    if constexpr (kElement) loaded.beta = mm_acon::load<V>(arrays.beta, at);
     return loaded;
   }
 
@@ -81,24 +71,26 @@ struct AconBody {
     for (int e = 0; e < V; ++e) {
       const int k = kUnits == 1 ? 0 : e;
       const T x = loaded.x.number(e);
-      const T b = kPixel ? loaded.beta.at[e] : beta[k];
+      const T b = kElement ? loaded.beta.at[e] : beta[k];
       if constexpr (kBackward) {
         const T g = loaded.grad.number(e);
         const AconSlopes<T> slopes = acon_slopes(x, d[k], p2[k], b);
         result.at[e] = g * slopes.x;
-        sums[0][k] += g * slopes.p1;
-        sums[1][k] += g * x;
-        if constexpr (kPixel) {
-          dbeta.at[e] = g * slopes.beta;
-        } else {
-          sums[2][k] += g * slopes.beta;
+        if constexpr (kAll) {
+          sums[0][k] += g * slopes.p1;
+          sums[1][k] += g * x;
+          if constexpr (kElement) {
+            dbeta.at[e] = g * slopes.beta;
+          } else {
+            sums[2][k] += g * slopes.beta;
+          }
         }
       } else {
         result.at[e] = acon(x, d[k], p2[k], b);
       }
     }
     store(arrays.out, at, result);
-    if constexpr (kPixel && kBackward) store(arrays.pixel_dbeta, at, dbeta);
+    if constexpr (kElement && kAll) store(arrays.dbeta, at, dbeta);
   }
 
   AconArrays<scalar_t> arrays;
@@ -106,10 +98,10 @@ struct AconBody {
 };
 
 // sums: (C, N * chunks, 3).
-template <typename scalar_t, bool kPixel, bool kBackward>
+template <typename scalar_t, bool kElement, Pass kPass>
 __global__ void __launch_bounds__(kAconThreads)
     acon_rows(Rows rows, AconArrays<scalar_t> arrays,
-              AconNumbers<math_t<scalar_t>> numbers, math_t<scalar_t>* sums) {
+              AconView<math_t<scalar_t>> numbers, math_t<scalar_t>* sums) {
   const int64_t index =
       (static_cast<int64_t>(blockIdx.x) * kAconThreads + threadIdx.x) >>
       rows.log2_lanes;
@@ -118,10 +110,10 @@ __global__ void __launch_bounds__(kAconThreads)
   const int64_t channel = row - sample * rows.channels;
   const bool exists = sample < rows.samples;
   // A lane without a chunk takes part in the sums of its warp.
-  AconBody<scalar_t, 1, kPixel, kBackward> body(
+  AconBody<scalar_t, 1, kElement, kPass> body(
       arrays, numbers, exists ? sample : 0, exists ? channel : 0);
   if (exists) rows.walk<kVector<scalar_t>>(body, sample, channel, chunk);
-  if constexpr (kBackward) {
+  if constexpr (kPass == Pass::kAll) {
     const int64_t segments = rows.samples * rows.chunks;
     sums += (channel * segments + sample * rows.chunks + chunk) * 3;
 #pragma unroll
@@ -132,19 +124,18 @@ __global__ void __launch_bounds__(kAconThreads)
   }
 }
 
-template <typename scalar_t, int K, bool kPixel, bool kBackward>
+template <typename scalar_t, int K, bool kElement, Pass kPass>
 __global__ void __launch_bounds__(kAconThreads)
     acon_pixels(Pixels pixels, AconArrays<scalar_t> arrays,
-                AconNumbers<math_t<scalar_t>> numbers,
-                math_t<scalar_t>* sums) {
+                AconView<math_t<scalar_t>> numbers, math_t<scalar_t>* sums) {
   using T = math_t<scalar_t>;
   const Place<K> place(pixels);
   // Lanes without channels compute nothing, with the first channel's numbers.
-  AconBody<scalar_t, K, kPixel, kBackward> body(
+  AconBody<scalar_t, K, kElement, kPass> body(
       arrays, numbers, place.sample,
       place.channel < pixels.channels ? place.channel : 0);
   place.walk(body, pixels);
-  if constexpr (kBackward) {
+  if constexpr (kPass == Pass::kAll) {
     T* shared = static_cast<T*>(shared_memory());  // [3][K][threads]
 #pragma unroll
     for (int i = 0; i < 3 * K; ++i) {
@@ -168,7 +159,8 @@ __global__ void __launch_bounds__(kAconThreads)
   }
 }
 
-// A block per channel. dbeta is (C,), or (N, C) if it is per sample.
+// A block per channel. dbeta is (C,), or (N, C) if it is per sample. Null are
+// those that are not asked for.
 template <typename T>
 __global__ void __launch_bounds__(1024)
     acon_finish(const T* sums, int64_t samples, int64_t chunks,
@@ -178,11 +170,11 @@ __global__ void __launch_bounds__(1024)
   sums += c * segments * 3;
   sum_columns(sums, segments, 3, buffer);
   if (threadIdx.x == 0) {
-    dp1[c] = buffer[0];
-    dp2[c] = buffer[1] - buffer[0];
-    if (!per_sample) dbeta[c] = buffer[2];
+    if (dp1) dp1[c] = buffer[0];
+    if (dp2) dp2[c] = buffer[1] - buffer[0];
+    if (dbeta && !per_sample) dbeta[c] = buffer[2];
   }
-  if (!per_sample) return;
+  if (!dbeta || !per_sample) return;
   for (int64_t n = threadIdx.x; n < samples; n += blockDim.x) {
     double sum = 0;
     for (int64_t i = 0; i < chunks; ++i) sum += sums[(n * chunks + i) * 3 + 2];
@@ -190,76 +182,63 @@ __global__ void __launch_bounds__(1024)
   }
 }
 
-struct AconGradients {
-  at::Tensor p1, p2, beta;
-};
-
-// Forward, where grad is undefined, or backward. Writes y or dx to out, which
-// has x's memory layout.
-template <typename scalar_t, bool kBackward>
-AconGradients acon_run(const at::Tensor& grad, const at::Tensor& x,
-                       const at::Tensor& p1, const at::Tensor& p2,
-                       const at::Tensor& beta, const View& shape,
-                       const at::Tensor& out) {
+// One pass; grad is undefined in a forward one. Writes y or dx to out, which
+// has x's memory layout, and gives the parameters' gradients.
+template <typename scalar_t, Pass kPass>
+Gradients<3> acon_run(const at::Tensor& grad, const at::Tensor& x,
+                      const at::Tensor& p1, const at::Tensor& p2,
+                      const at::Tensor& beta, const View& shape,
+                      const Asked<4>& asked, const at::Tensor& out) {
   using T = math_t<scalar_t>;
-  const auto type = c10::CppTypeToScalarType<T>::value;
-  const bool per_element =
-      beta.dim() > 2 ||
-      (x.dim() == 2 && beta.dim() == 2 && beta.sizes() == x.sizes());
-  const bool per_sample = beta.dim() == 2 && !per_element;
+  constexpr bool kBackward = kPass != Pass::kForward;
+  constexpr bool kAll = kPass == Pass::kAll;
+  const AconParameters<T> parameters(p1, p2, beta, x, shape);
+  const AconView<T>& numbers = parameters.numbers;
+  const bool per_element = parameters.kind == BetaKind::kElement;
+  const bool per_sample = parameters.kind == BetaKind::kSample;
   const bool single_unit =
       p1.size(0) == 1 && p2.size(0) == 1 && (per_element || beta.size(0) == 1);
   const View view = per_sample ? shape : merge_samples(shape, single_unit);
 
-  const at::Tensor numbers_p1 = p1.to(type).contiguous();
-  const at::Tensor numbers_p2 = p2.to(type).contiguous();
-  const at::Tensor b =
-      per_element ? like(beta.to(type), x, shape) : beta.to(type).contiguous();
-  at::Tensor dbeta = per_element && kBackward
-                         ? at::empty_like(x, x.options().dtype(type))
-                         : at::Tensor();
-  const AconNumbers<T> numbers{
-      const_data<T>(numbers_p1), const_data<T>(numbers_p2),
-      const_data<T>(b),          p1.size(0) == 1 ? 0 : 1,
-      p2.size(0) == 1 ? 0 : 1,   per_sample ? beta.size(1) : 0,
-      beta.size(-1) == 1 ? 0 : 1};
+  at::Tensor dbeta;
+  if (kAll && per_element) dbeta = at::empty_like(parameters.held[2]);
   const AconArrays<scalar_t> arrays{
       const_data<scalar_t>(x),
       kBackward ? const_data<scalar_t>(grad) : nullptr,
-      mutable_data<scalar_t>(out), per_element ? const_data<T>(b) : nullptr,
+      mutable_data<scalar_t>(out), per_element ? numbers.beta : nullptr,
       dbeta.defined() ? mutable_data<T>(dbeta) : nullptr};
-  const bool vectors = aligned({arrays.x, arrays.grad, arrays.out,
-                                arrays.pixel_beta, arrays.pixel_dbeta});
+  const bool vectors =
+      aligned({arrays.x, arrays.grad, arrays.out, arrays.beta, arrays.dbeta});
 
   at::Tensor sums;
   int64_t chunks;
   const auto make_sums = [&]() -> T* {
-    if (!kBackward) return nullptr;
+    if (!kAll) return nullptr;
     sums = at::empty({view.channels, view.samples * chunks, 3},
-                     x.options().dtype(type));
+                     parameters.held[0].options());
     return mutable_data<T>(sums);
   };
-  const auto run_pixels = [&](auto vector, auto pixel) {
+  const auto run_pixels = [&](auto vector, auto element) {
     constexpr int K = decltype(vector)::value;
     const Pixels pixels(view, K, kAconThreads / kWarp, kAconPixels);
     chunks = pixels.chunks;
-    launch(acon_pixels<scalar_t, K, decltype(pixel)::value, kBackward>,
+    launch(acon_pixels<scalar_t, K, decltype(element)::value, kPass>,
            pixels.blocks(), kAconThreads,
-           kBackward ? 3 * K * kAconThreads * sizeof(T) : 0, pixels, arrays,
+           kAll ? 3 * K * kAconThreads * sizeof(T) : 0, pixels, arrays,
            numbers, make_sums());
   };
-  const auto run = [&](auto pixel) {
+  const auto run = [&](auto element) {
     if (!view.channels_last) {
       const Rows rows(view, kAconChunk, kVector<scalar_t>, vectors);
       chunks = rows.chunks;
-      launch(acon_rows<scalar_t, decltype(pixel)::value, kBackward>,
+      launch(acon_rows<scalar_t, decltype(element)::value, kPass>,
              ceil_div(view.samples * view.channels * chunks * rows.lanes(),
                       kAconThreads),
              kAconThreads, 0, rows, arrays, numbers, make_sums());
     } else if (vectors && view.channels % kChannels<scalar_t> == 0) {
-      run_pixels(std::integral_constant<int, kChannels<scalar_t>>(), pixel);
+      run_pixels(std::integral_constant<int, kChannels<scalar_t>>(), element);
     } else {
-      run_pixels(std::integral_constant<int, 1>(), pixel);
+      run_pixels(std::integral_constant<int, 1>(), element);
     }
   };
   if (per_element) {
@@ -267,29 +246,35 @@ AconGradients acon_run(const at::Tensor& grad, const at::Tensor& x,
   } else {
     run(std::false_type());
   }
-  if (!kBackward) return {};
+  if (!kAll) return {};
 
-  AconGradients result{
-      at::empty({view.channels}, sums.options()),
-      at::empty({view.channels}, sums.options()),
-      at::empty({per_sample ? view.samples : 1, view.channels},
-                sums.options())};
-  const int threads = sum_threads(view.samples * chunks, 3);
-  launch(acon_finish<T>, view.channels, threads, threads * sizeof(double),
-         const_data<T>(sums), view.samples, chunks, per_sample,
-         mutable_data<T>(result.p1), mutable_data<T>(result.p2),
-         mutable_data<T>(result.beta));
-  if (per_element) {
-    result.beta = dbeta.to(beta.scalar_type()).view_as(beta);
-  } else if (per_sample) {
-    if (beta.size(1) != view.channels) {
-      result.beta = result.beta.sum(1, /*keepdim=*/true);
-    }
-    result.beta = result.beta.to(beta.scalar_type());
-  } else {
-    result.beta = fit(result.beta.view(-1), beta);
+  at::Tensor to_p1, to_p2, to_beta;
+  const auto make = [&](at::Tensor& gradient, bool wanted,
+                        int64_t rows) -> T* {
+    if (!wanted) return nullptr;
+    gradient = at::empty({rows * view.channels}, sums.options());
+    return mutable_data<T>(gradient);
+  };
+  T* const p1_data = make(to_p1, asked[1], 1);
+  T* const p2_data = make(to_p2, asked[2], 1);
+  T* const beta_data =
+      make(to_beta, asked[3] && !per_element, per_sample ? view.samples : 1);
+  if (p1_data || p2_data || beta_data) {
+    const int threads = sum_threads(view.samples * chunks, 3);
+    launch(acon_finish<T>, view.channels, threads, threads * sizeof(double),
+           const_data<T>(sums), view.samples, chunks, per_sample, p1_data,
+           p2_data, beta_data);
   }
-  return {fit(result.p1, p1), fit(result.p2, p2), result.beta};
+  if (per_element) {
+    to_beta = dbeta.to(beta.scalar_type()).view_as(beta);
+  } else if (per_sample && asked[3]) {
+    to_beta = to_beta.view({view.samples, view.channels});
+    if (beta.size(1) != view.channels) to_beta = to_beta.sum(1, true);
+    to_beta = to_beta.to(beta.scalar_type());
+  } else {
+    to_beta = fit(to_beta, beta);
+  }
+  return {fit(to_p1, p1), fit(to_p2, p2), to_beta};
 }
 
 at::Tensor acon_cuda(const at::Tensor& input, const at::Tensor& p1,
@@ -302,14 +287,16 @@ at::Tensor acon_cuda(const at::Tensor& input, const at::Tensor& p1,
   const at::Tensor y = at::empty_like(x);
   if (x.numel() == 0) return y;
   AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, x.scalar_type(), "acon",
-      [&] { acon_run<scalar_t, false>({}, x, p1, p2, beta, shape, y); });
+      at::kHalf, at::kBFloat16, x.scalar_type(), "acon", [&] {
+        acon_run<scalar_t, Pass::kForward>({}, x, p1, p2, beta, shape, {}, y);
+      });
   return y;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> acon_backward_cuda(
-    const at::Tensor& grad_output, const at::Tensor& input,
-    const at::Tensor& p1, const at::Tensor& p2, const at::Tensor& beta) {
+Gradients<4> acon_backward_cuda(const at::Tensor& grad_output,
+                                const at::Tensor& input, const at::Tensor& p1,
+                                const at::Tensor& p2, const at::Tensor& beta,
+                                Asked<4> asked) {
   check_acon(input, p1, p2, beta);
   const DeviceGuard guard(input.device());
   at::Tensor x;
@@ -317,18 +304,26 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> acon_backward_cuda(
   std::tie(x, shape) = dense(input);
   const at::Tensor grad = like(grad_output, x, shape);
   const at::Tensor dx = at::empty_like(x);
-  AconGradients to;
+  Gradients<3> to;
   if (x.numel() == 0) {
-    to = {at::zeros(p1.sizes(), p1.options()),
-          at::zeros(p2.sizes(), p2.options()),
-          at::zeros(beta.sizes(), beta.options())};
+    const auto zeros = [](const at::Tensor& parameter, bool wanted) {
+      return wanted ? at::zeros(parameter.sizes(), parameter.options())
+                    : at::Tensor();
+    };
+    to = {zeros(p1, asked[1]), zeros(p2, asked[2]), zeros(beta, asked[3])};
   } else {
     AT_DISPATCH_FLOATING_TYPES_AND2(
         at::kHalf, at::kBFloat16, x.scalar_type(), "acon_backward", [&] {
-          to = acon_run<scalar_t, true>(grad, x, p1, p2, beta, shape, dx);
+          to = asked[1] || asked[2] || asked[3]
+                   ? acon_run<scalar_t, Pass::kAll>(grad, x, p1, p2, beta,
+                                                    shape, asked, dx)
+                   : acon_run<scalar_t, Pass::kSlope>(grad, x, p1, p2, beta,
+                                                      shape, asked, dx);
         });
   }
-  return {dx, to.p1, to.p2, to.beta};
+  auto& [to_p1, to_p2, to_beta] = to;
+  return {asked[0] ? dx : at::Tensor(), to_p1, to_p2,
+          asked[3] ? to_beta : at::Tensor()};
 }
 
 }  // namespace

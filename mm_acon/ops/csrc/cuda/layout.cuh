@@ -10,56 +10,12 @@
 #include <initializer_list>
 
 #include "../common.h"
-
-#if defined(MM_ACON_EMULATED)
-#include "cuda_emulation.h"  // the tests' way to run this without a GPU
-#else
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-
-#define MM_ACON_DEVICE CUDA
+#include "runtime.cuh"
 
 namespace mm_acon {
 
-using DeviceGuard = c10::cuda::CUDAGuard;
-
-// Dynamic shared memory, aligned to 16 bytes.
-__device__ __forceinline__ void* shared_memory() {
-  extern __shared__ double2 storage[];
-  return storage;
-}
-
-__device__ __forceinline__ void check_access(const void*, size_t) {}
-
-// The most shared memory that a block can have.
-inline int64_t shared_limit() {
-  int bytes = 0;
-  C10_CUDA_CHECK(
-      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                             c10::cuda::current_device()));
-  return bytes;
-}
-
-template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads,
-            int64_t shared, const Arguments&... arguments) {
-  TORCH_CHECK(blocks <= std::numeric_limits<int>::max(),
-              "mm_acon: the input needs ", blocks, " blocks of a GPU");
-  if (shared > 48 * 1024) {
-    C10_CUDA_CHECK(cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-        static_cast<int>(shared)));
-  }
-  kernel<<<static_cast<unsigned>(blocks), threads, shared,
-           c10::cuda::getCurrentCUDAStream()>>>(arguments...);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-}  // namespace mm_acon
-#endif
-
-namespace mm_acon {
+// What a kernel computes: y; dx alone; dx and what the parameters get.
+enum class Pass { kForward, kSlope, kAll };
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffff;
@@ -94,8 +50,7 @@ constexpr int kChannels = std::min(4, kVector<T>);  // of a pixel
 
 template <int V, typename T>
 __device__ __forceinline__ Vector<T, V> load(const T* from, int64_t at) {
-  check_access(from + at, sizeof(Vector<T, V>));
-  return *reinterpret_cast<const Vector<T, V>*>(from + at);
+  return read(reinterpret_cast<const Vector<T, V>*>(from + at));
 }
 
 // `at` is a multiple of V, but the compiler stores the elements one by one
@@ -103,8 +58,7 @@ __device__ __forceinline__ Vector<T, V> load(const T* from, int64_t at) {
 template <int V, typename T>
 __device__ __forceinline__ void store(T* to, int64_t at,
                                       const Vector<T, V>& vector) {
-  check_access(to + at, sizeof(vector));
-  *reinterpret_cast<Vector<T, V>*>(to + (at & -V)) = vector;
+  write(reinterpret_cast<Vector<T, V>*>(to + (at & -V)), vector);
 }
 
 inline bool aligned(std::initializer_list<const void*> pointers) {
@@ -311,7 +265,9 @@ inline View merge_samples(const View& view, bool single_unit) {
 }
 
 // A gradient with a row per unit, in the shape and dtype of its parameter.
+// Undefined where it was not asked for.
 inline at::Tensor fit(at::Tensor gradient, const at::Tensor& parameter) {
+  if (!gradient.defined()) return gradient;
   if (gradient.size(0) != parameter.size(0)) {
     gradient = gradient.sum(0, /*keepdim=*/true);
   }

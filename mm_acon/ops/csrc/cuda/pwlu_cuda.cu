@@ -9,85 +9,36 @@
 namespace mm_acon {
 namespace {
 
-constexpr int kForwardThreads = 256, kBackwardThreads = 128;
+// Of a block: at most, where every thread has bins.
+template <Pass kPass>
+constexpr int kThreads = kPass == Pass::kAll ? 128 : 256;
 // A warp's chunk of a row, and the elements that a block covers.
 constexpr int64_t kPwluChunk = 1024, kBlockElements = 16384;
 // Pixels for a thread.
-constexpr int64_t kForwardPixels = 32, kBackwardPixels = 128;
-// Shared memory of a block, so that four fit on a multiprocessor.
-constexpr int64_t kShared = 56 * 1024;
+template <Pass kPass>
+constexpr int64_t kPixels = kPass == Pass::kAll ? 128 : 32;
+// Blocks that are to run on a multiprocessor at once.
+constexpr int kBlocksAtOnce = 4;
 
-// The pieces of one channel in shared memory, kStride apart: the tables of
-// several channels lie side by side, so that every lane of a warp reads from
-// its own bank. With kStride = 1 all lanes share a table, and 3 numbers a
-// piece put up to 32 pieces in different banks. After the last piece stands a
-// knot that is NaN, past which no x lies; then 1 / length.
-template <typename T, int kStride>
-struct PwluTable {
-  PwluTable() = default;
+// A table in shared memory for every channel: tables of several lie side by
+// side, kStride apart, so that every lane of a warp reads from its own bank.
+// With kStride = 1 all lanes share a table, and 3 numbers a piece put up to 32
+// pieces in different banks: there the starts stay, which only values need.
+template <int kStride, Pass kPass>
+constexpr bool kStarts = kPass == Pass::kForward || kStride == 1;
 
-  __device__ __forceinline__ PwluTable(const T* numbers, int pieces)
-      : numbers(numbers),
-        left(numbers[0]),
-        inverse_length(numbers[(3 * pieces + 1) * kStride]),
-        last(pieces - 1) {}
+template <typename T, int kStride, Pass kPass>
+using SharedTable = PwluTable<T, (kStarts<kStride, kPass> ? 3 : 2) * kStride>;
 
-  // As PwluPieces::find.
-  __device__ __forceinline__ int find(T x) const {
-    const int j = pwlu_index((x - left) * inverse_length + T(0.5), last);
-    return j + (x >= numbers[(j + 1) * 3 * kStride]);
-  }
-
-  __device__ __forceinline__ PwluPiece<T> piece(int j) const {
-    const T* from = numbers + j * 3 * kStride;
-    return {from[0], from[kStride], from[2 * kStride]};
-  }
-
-  __device__ __forceinline__ T value(T x) const {
-    return piece(find(x)).value(x);
-  }
-
-  const T* numbers;
-  T left, inverse_length;
-  int last;
-};
-
-// The five parameters, in the operator's order, and the steps from unit to
-// unit: 0 where all share a row.
-template <typename T>
-struct PwluNumbers {
-  const T* data[5];
-  int64_t step[5];
-  int pieces;  // N + 2
-
-  MM_ACON_HD int table_size() const { return 3 * pieces + 2; }
-
-  __device__ __forceinline__ const T* points(int64_t index) const {
-    return data[0] + index * step[0];
-  }
-
-  __device__ __forceinline__ PwluUnit<T> unit(int64_t index) const {
-    return {data[1][index * step[1]], data[2][index * step[2]],
-            data[3][index * step[3]], data[4][index * step[4]], pieces - 2};
-  }
-
-  // Every by-th piece from the first on.
-  template <int kStride>
-  __device__ __forceinline__ void fill(int64_t index, T* to, int first,
-                                       int by) const {
-    const PwluUnit<T> unit = this->unit(index);
-    for (int j = first; j < pieces; j += by) {
-      const PwluPiece<T> piece = unit.piece(points(index), j);
-      to[3 * j * kStride] = piece.knot;
-      to[(3 * j + 1) * kStride] = piece.start;
-      to[(3 * j + 2) * kStride] = piece.slope;
-    }
-    if (first == 0) {
-      to[3 * pieces * kStride] = std::numeric_limits<T>::quiet_NaN();
-      to[(3 * pieces + 1) * kStride] = T(1) / unit.length;
-    }
-  }
-};
+// Writes every by-th piece from the first on.
+template <int kStride, Pass kPass, typename T>
+__device__ __forceinline__ void fill_table(const PwluView<T>& numbers,
+                                           int64_t channel, T* to, int first,
+                                           int by) {
+  SharedTable<T, kStride, kPass>::fill(
+      numbers.points(channel), numbers.unit(channel), kStarts<kStride, kPass>,
+      to, kStride, first, by);
+}
 
 template <typename scalar_t>
 struct PwluArrays {
@@ -126,9 +77,11 @@ struct Shared {
 
 // What one thread computes. kUnits: 1, or a unit per element of a vector;
 // there are bins for [piece][unit].
-template <typename scalar_t, int kStride, int kUnits, bool kBackward>
+template <typename scalar_t, int kStride, int kUnits, Pass kPass>
 struct PwluBody {
   using T = math_t<scalar_t>;
+  static constexpr bool kBackward = kPass != Pass::kForward;
+  static constexpr bool kAll = kPass == Pass::kAll;
   // Bytes that a thread has on their way, and those of an element.
   static constexpr int kInFlight = kStride == 1 ? 32 : 64;
   static constexpr int kBytes = (kBackward ? 2 : 1) * sizeof(scalar_t);
@@ -144,7 +97,7 @@ struct PwluBody {
       : arrays(arrays), bins(shared.bins + threadIdx.x), threads(blockDim.x) {
 #pragma unroll
     for (int k = 0; k < kUnits; ++k) {
-      table[k] = {tables + k * kWarp, pieces};
+      table[k] = {tables + k * kWarp, pieces, kStride};
     }
   }
 
@@ -168,16 +121,17 @@ struct PwluBody {
       const T x = loaded.x.number(e);
       if constexpr (kBackward) {
         const int j = table[unit].find(x);
-        const PwluPiece<T> piece = table[unit].piece(j);
-        result.at[e] = loaded.grad.number(e) * piece.slope;
-        from_knot[e] = x - piece.knot;
-        bin[e] = bins + (j * kUnits + unit) * threads;
+        result.at[e] = loaded.grad.number(e) * table[unit].slope(j);
+        if constexpr (kAll) {
+          from_knot[e] = x - table[unit].knot(j);
+          bin[e] = bins + (j * kUnits + unit) * threads;
+        }
       } else {
         result.at[e] = table[unit].value(x);
       }
     }
     store(arrays.out, at, result);
-    if constexpr (kBackward) {
+    if constexpr (kAll) {
       // The units of a vector have different bins: all can be read first.
 #pragma unroll
       for (int first = 0; first < V; first += kUnits) {
@@ -195,27 +149,25 @@ struct PwluBody {
   }
 
   PwluArrays<scalar_t> arrays;
-  PwluTable<T, kStride> table[kUnits];
+  SharedTable<T, kStride, kPass> table[kUnits];
   Bin<T>* bins;  // this thread's first
   int threads;
 };
 
 // A block takes `per_block` chunks of the rows of one channel. sums: (C,
 // segments, 2 (N + 2)).
-template <typename scalar_t, bool kBackward>
-__global__ void __launch_bounds__(kBackward ? kBackwardThreads
-                                            : kForwardThreads)
+template <typename scalar_t, Pass kPass>
+__global__ void __launch_bounds__(kThreads<kPass>)
     pwlu_rows(Rows rows, int64_t per_block, PwluArrays<scalar_t> arrays,
-              PwluNumbers<math_t<scalar_t>> numbers, math_t<scalar_t>* sums) {
+              PwluView<math_t<scalar_t>> numbers, math_t<scalar_t>* sums) {
   using T = math_t<scalar_t>;
   const int threads = blockDim.x, pieces = numbers.pieces;
   const int64_t segment = blockIdx.x / rows.channels;
   const int64_t channel = blockIdx.x - segment * rows.channels;
-  const Shared<T> shared(kBackward ? pieces : 0);
-  numbers.template fill<1>(channel, shared.table, threadIdx.x, threads);
+  const Shared<T> shared(kPass == Pass::kAll ? pieces : 0);
+  fill_table<1, kPass>(numbers, channel, shared.table, threadIdx.x, threads);
   __syncthreads();
-  PwluBody<scalar_t, 1, 1, kBackward> body(arrays, shared, shared.table,
-                                           pieces);
+  PwluBody<scalar_t, 1, 1, kPass> body(arrays, shared, shared.table, pieces);
 
   const int step = threads >> rows.log2_lanes;
   const int64_t count = rows.samples * rows.chunks;
@@ -234,7 +186,7 @@ __global__ void __launch_bounds__(kBackward ? kBackwardThreads
     }
   }
 
-  if constexpr (kBackward) {
+  if constexpr (kPass == Pass::kAll) {
     __syncthreads();
     const int64_t segments = gridDim.x / rows.channels;
     sums += (channel * segments + segment) * 2 * pieces;
@@ -256,32 +208,29 @@ __global__ void __launch_bounds__(kBackward ? kBackwardThreads
 
 // The table of a lane's channels: [number][channel][lane], so that every lane
 // reads from its own bank.
-template <typename scalar_t, int K, bool kBackward>
-__global__ void __launch_bounds__(kBackward ? kBackwardThreads
-                                            : kForwardThreads)
+template <typename scalar_t, int K, Pass kPass>
+__global__ void __launch_bounds__(kThreads<kPass>)
     pwlu_pixels(Pixels pixels, PwluArrays<scalar_t> arrays,
-                PwluNumbers<math_t<scalar_t>> numbers,
-                math_t<scalar_t>* sums) {
+                PwluView<math_t<scalar_t>> numbers, math_t<scalar_t>* sums) {
   using T = math_t<scalar_t>;
   constexpr int kStride = K * kWarp;
   const int threads = blockDim.x, pieces = numbers.pieces;
   const int warps = threads / kWarp;
   const Place<K> place(pixels);
-  const Shared<T> shared(kBackward ? K * pieces : 0);
+  const Shared<T> shared(kPass == Pass::kAll ? K * pieces : 0);
   T* column = shared.table + place.lane;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     if (place.channel < pixels.channels) {
-      numbers.template fill<kStride>(place.channel + k, column + k * kWarp,
-                                     place.warp, warps);
+      fill_table<kStride, kPass>(numbers, place.channel + k,
+                                 column + k * kWarp, place.warp, warps);
     }
   }
   __syncthreads();
-  PwluBody<scalar_t, kStride, K, kBackward> body(arrays, shared, column,
-                                                 pieces);
+  PwluBody<scalar_t, kStride, K, kPass> body(arrays, shared, column, pieces);
   place.walk(body, pixels);
 
-  if constexpr (kBackward) {
+  if constexpr (kPass == Pass::kAll) {
     __syncthreads();
     // The bins of all threads with the same channels, added up and turned
     // round to [channel][2 (N + 2)] where the tables were.
@@ -315,95 +264,123 @@ __global__ void __launch_bounds__(kBackward ? kBackwardThreads
   }
 }
 
+// Null are those that are not asked for.
 template <typename T>
-struct PwluGradients {
+struct PwluTargets {
   T* data[5];
 };
 
 // A block per unit: the parameters' gradients from the sums of its segments.
 template <typename T>
 __global__ void __launch_bounds__(1024)
-    pwlu_finish(const T* sums, int64_t segments, PwluNumbers<T> numbers,
-                PwluGradients<T> to) {
-  const int pieces = numbers.pieces, width = 2 * pieces, values = pieces - 1;
+    pwlu_finish(const T* sums, int64_t segments, PwluView<T> numbers,
+                PwluTargets<T> to) {
+  const int width = 2 * numbers.pieces, values = numbers.pieces - 1;
   const int64_t index = blockIdx.x;
   double* buffer = static_cast<double*>(shared_memory());
-  double* result = buffer + std::max<int>(width, blockDim.x);
-  T* table = reinterpret_cast<T*>(result + values + 4);
-  const PwluUnit<T> unit = numbers.unit(index);
-  PwluPieces<T>::fill(numbers.points(index), unit, table, threadIdx.x,
-                      blockDim.x);
   sum_columns(sums + index * segments * width, segments, width, buffer);
-  if (threadIdx.x == 0) {
-    pwlu_parameter_gradients(buffer, table, unit.clamped, values - 1, result);
-#pragma unroll
-    for (int i = 1; i < 5; ++i) to.data[i][index] = result[values + i - 1];
+  const PwluGradients<T> gradients(buffer, numbers.unit(index));
+  if (to.data[0]) {
+    for (int i = threadIdx.x; i < values; i += blockDim.x) {
+      to.data[0][index * values + i] = gradients.point(i);
+    }
   }
-  __syncthreads();
-  for (int i = threadIdx.x; i < values; i += blockDim.x) {
-    to.data[0][index * values + i] = result[i];
+  if (threadIdx.x >= kWarp) return;
+  double left = 0, right = 0;
+  gradients.add_bounds(numbers.points(index), threadIdx.x, kWarp, &left,
+                       &right);
+  left = sum_lanes(left, kWarp);
+  right = sum_lanes(right, kWarp);
+  if (threadIdx.x == 0) {
+    double rest[4];
+    gradients.finish(left, right, rest);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (to.data[1 + i]) to.data[1 + i][index] = rest[i];
+    }
   }
 }
 
-void check_shared(int64_t bytes, int pieces) {
-  if (bytes <= 48 * 1024) return;
-  const int64_t limit = shared_limit();
+// How a block's shared memory is laid out: bins of `units` channels for every
+// thread, and tables.
+template <typename T, Pass kPass>
+struct SharedPlan {
+  int64_t bytes(int units, int tables, int threads) const {
+    const int64_t bins = kPass == Pass::kAll ? pieces : 0;
+    return threads * bins * units * sizeof(Bin<T>) +
+           int64_t{tables} *
+               PwluTable<T>::size(pieces,
+                                  kPass == Pass::kForward || tables == 1) *
+               sizeof(T);
+  }
+
+  // Fewer threads where many intervals need many bins.
+  int threads(int units, int tables, int64_t share) const {
+    int found = kThreads<kPass>;
+    while (kPass == Pass::kAll && found > kWarp &&
+           bytes(units, tables, found) > share) {
+      found /= 2;
+    }
+    return found;
+  }
+
+  int pieces;
+};
+
+void check_shared(int64_t bytes, int pieces, int64_t limit) {
   TORCH_CHECK(
       bytes <= limit, "pwlu with N = ", pieces - 2, " intervals needs ", bytes,
       " bytes of shared memory, and a ", "block on this GPU has ", limit,
       "; write num_intervals=", pieces * limit / bytes - 2, " or less.");
 }
 
-// y, or dx and the sums for pwlu_finish.
-template <bool kBackward, typename scalar_t>
+// y, or dx, and the sums for pwlu_finish.
+template <Pass kPass, typename scalar_t>
 at::Tensor pwlu_run(const PwluArrays<scalar_t>& arrays, const View& view,
-                    const PwluNumbers<math_t<scalar_t>>& numbers,
-                    const at::Tensor& x) {
+                    const PwluParameters<math_t<scalar_t>>& parameters) {
   using T = math_t<scalar_t>;
-  const int bins = kBackward ? numbers.pieces : 0;
+  constexpr bool kAll = kPass == Pass::kAll;
+  const PwluView<T>& numbers = parameters.numbers;
+  const int pieces = numbers.pieces;
   const bool vectors = aligned({arrays.x, arrays.grad, arrays.out});
+  const SharedPlan<T, kPass> plan{pieces};
+  const int64_t share = shared_of_each(kBlocksAtOnce);
   at::Tensor sums;
   const auto make_sums = [&](int64_t segments) -> T* {
-    if (!kBackward) return nullptr;
-    sums = at::empty({view.channels, segments, 2 * bins},
-                     x.options().dtype(c10::CppTypeToScalarType<T>::value));
+    if (!kAll) return nullptr;
+    sums = at::empty({view.channels, segments, 2 * pieces},
+                     parameters.held[0].options());
     return mutable_data<T>(sums);
   };
-  int threads = kBackward ? kBackwardThreads : kForwardThreads;
-  // For the bins and tables of `units` channels a thread.
-  const auto shared_bytes = [&](int units, int tables) -> int64_t {
-    return int64_t{threads} * bins * units * sizeof(Bin<T>) +
-           int64_t{tables} * numbers.table_size() * sizeof(T);
-  };
-  // Fewer threads where many intervals need many bins.
-  const auto choose_threads = [&](int units, int tables) {
-    while (kBackward && threads > kWarp &&
-           shared_bytes(units, tables) > kShared) {
-      threads /= 2;
-    }
-    check_shared(shared_bytes(units, tables), numbers.pieces);
-    return shared_bytes(units, tables);
+  // The backward pass has to find room for what the forward pass takes.
+  const auto check = [&](int tables) {
+    const SharedPlan<T, Pass::kAll> backward{pieces};
+    check_shared(std::max(backward.bytes(1, tables, kWarp),
+                          plan.bytes(1, tables, kWarp)),
+                 pieces, shared_limit());
   };
   const auto run_pixels = [&](auto vector) {
     constexpr int K = decltype(vector)::value;
-    const int64_t shared = choose_threads(K, K * kWarp);
-    const Pixels pixels(view, K, threads / kWarp,
-                        kBackward ? kBackwardPixels : kForwardPixels);
-    launch(pwlu_pixels<scalar_t, K, kBackward>, pixels.blocks(), threads,
-           shared, pixels, arrays, numbers, make_sums(pixels.chunks));
+    const int threads = plan.threads(K, K * kWarp, share);
+    const Pixels pixels(view, K, threads / kWarp, kPixels<kPass>);
+    launch(pwlu_pixels<scalar_t, K, kPass>, pixels.blocks(), threads,
+           plan.bytes(K, K * kWarp, threads), pixels, arrays, numbers,
+           make_sums(pixels.chunks));
   };
   if (view.channels_last) {
+    check(kWarp);
     constexpr int K =
-        kBackward ? std::min(2, kChannels<scalar_t>) : kChannels<scalar_t>;
+        kAll ? std::min(2, kChannels<scalar_t>) : kChannels<scalar_t>;
     if (vectors && view.channels % K == 0 &&
-        shared_bytes(K, K * kWarp) <= kShared) {
+        plan.bytes(K, K * kWarp, kThreads<kPass>) <= share) {
       run_pixels(std::integral_constant<int, K>());
     } else {
       run_pixels(std::integral_constant<int, 1>());
     }
     return sums;
   }
-  const int64_t shared = choose_threads(1, 1);
+  check(1);
+  const int threads = plan.threads(1, 1, share);
   const Rows rows(view, kPwluChunk, kVector<scalar_t>, vectors);
   // Whole rounds of the block's groups of lanes, fewer in small tensors.
   const int64_t groups = threads / rows.lanes();
@@ -413,29 +390,11 @@ at::Tensor pwlu_run(const PwluArrays<scalar_t>& arrays, const View& view,
   const int64_t fair = ceil_div(count * view.channels, groups * 1024);
   const int64_t per_block = groups * std::min(most, fair);
   const int64_t segments = ceil_div(count, per_block);
-  launch(pwlu_rows<scalar_t, kBackward>, view.channels * segments, threads,
-         shared, rows, per_block, arrays, numbers, make_sums(segments));
+  launch(pwlu_rows<scalar_t, kPass>, view.channels * segments, threads,
+         plan.bytes(1, 1, threads), rows, per_block, arrays, numbers,
+         make_sums(segments));
   return sums;
 }
-
-// The parameters as T, and the units: channels that have numbers of their
-// own, or all channels as one.
-template <typename T>
-struct PwluParameters {
-  explicit PwluParameters(const at::Tensor* given) {
-    for (int i = 0; i < 5; ++i) {
-      held[i] = given[i].to(c10::CppTypeToScalarType<T>::value).contiguous();
-      numbers.data[i] = const_data<T>(held[i]);
-      numbers.step[i] = held[i].size(0) == 1 ? 0 : held[i].stride(0);
-      units = std::max(units, held[i].size(0));
-    }
-    numbers.pieces = static_cast<int>(held[0].size(1) + 1);
-  }
-
-  at::Tensor held[5];
-  int64_t units = 1;
-  PwluNumbers<T> numbers;
-};
 
 at::Tensor pwlu_cuda(const at::Tensor& input, const at::Tensor& points,
                      const at::Tensor& left_bound,
@@ -456,18 +415,17 @@ at::Tensor pwlu_cuda(const at::Tensor& input, const at::Tensor& points,
         const PwluParameters<math_t<scalar_t>> parameters(given);
         const PwluArrays<scalar_t> arrays{const_data<scalar_t>(x), nullptr,
                                           mutable_data<scalar_t>(y)};
-        pwlu_run<false>(arrays, merge_samples(shape, parameters.units == 1),
-                        parameters.numbers, x);
+        pwlu_run<Pass::kForward>(
+            arrays, merge_samples(shape, parameters.units == 1), parameters);
       });
   return y;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-           at::Tensor>
-pwlu_backward_cuda(const at::Tensor& grad_output, const at::Tensor& input,
-                   const at::Tensor& points, const at::Tensor& left_bound,
-                   const at::Tensor& right_bound, const at::Tensor& left_slope,
-                   const at::Tensor& right_slope) {
+Gradients<6> pwlu_backward_cuda(
+    const at::Tensor& grad_output, const at::Tensor& input,
+    const at::Tensor& points, const at::Tensor& left_bound,
+    const at::Tensor& right_bound, const at::Tensor& left_slope,
+    const at::Tensor& right_slope, Asked<6> asked) {
   check_pwlu(input, points, left_bound, right_bound, left_slope, right_slope);
   const DeviceGuard guard(input.device());
   at::Tensor x;
@@ -477,40 +435,44 @@ pwlu_backward_cuda(const at::Tensor& grad_output, const at::Tensor& input,
   const at::Tensor dx = at::empty_like(x);
   const at::Tensor given[] = {points, left_bound, right_bound, left_slope,
                               right_slope};
+  const bool all = std::any_of(asked.begin() + 1, asked.end(),
+                               [](bool one) { return one; });
   at::Tensor to[5];
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, x.scalar_type(), "pwlu_backward", [&] {
         using T = math_t<scalar_t>;
         const PwluParameters<T> parameters(given);
-        const PwluNumbers<T>& numbers = parameters.numbers;
-        PwluGradients<T> gradients;
+        PwluTargets<T> targets{};
         for (int i = 0; i < 5; ++i) {
+          if (!asked[1 + i]) continue;
           auto size = given[i].sizes().vec();
           size[0] = parameters.units;
           to[i] = at::empty(size, parameters.held[i].options());
-          gradients.data[i] = mutable_data<T>(to[i]);
+          targets.data[i] = mutable_data<T>(to[i]);
         }
         if (x.numel() == 0) {
-          for (at::Tensor& gradient : to) gradient.zero_();
-        } else {
-          const PwluArrays<scalar_t> arrays{const_data<scalar_t>(x),
-                                            const_data<scalar_t>(grad),
-                                            mutable_data<scalar_t>(dx)};
-          const at::Tensor sums = pwlu_run<true>(
-              arrays, merge_samples(shape, parameters.units == 1), numbers, x);
-          const int64_t segments = sums.size(1), width = sums.size(2);
-          const int threads = sum_threads(segments, width);
-          const int64_t shared =
-              (std::max<int64_t>(threads, width) + numbers.pieces + 3) *
-                  sizeof(double) +
-              numbers.table_size() * sizeof(T);
-          check_shared(shared, numbers.pieces);
-          launch(pwlu_finish<T>, parameters.units, threads, shared,
-                 const_data<T>(sums), segments, numbers, gradients);
+          for (at::Tensor& gradient : to) {
+            if (gradient.defined()) gradient.zero_();
+          }
+          return;
         }
+        const PwluArrays<scalar_t> arrays{const_data<scalar_t>(x),
+                                          const_data<scalar_t>(grad),
+                                          mutable_data<scalar_t>(dx)};
+        const View view = merge_samples(shape, parameters.units == 1);
+        if (!all) {
+          pwlu_run<Pass::kSlope>(arrays, view, parameters);
+          return;
+        }
+        const at::Tensor sums = pwlu_run<Pass::kAll>(arrays, view, parameters);
+        const int64_t segments = sums.size(1), width = sums.size(2);
+        const int threads = sum_threads(segments, width);
+        launch(pwlu_finish<T>, parameters.units, threads,
+               std::max<int64_t>(threads, width) * sizeof(double),
+               const_data<T>(sums), segments, parameters.numbers, targets);
       });
   for (int i = 0; i < 5; ++i) to[i] = fit(to[i], given[i]);
-  return {dx, to[0], to[1], to[2], to[3], to[4]};
+  return {asked[0] ? dx : at::Tensor(), to[0], to[1], to[2], to[3], to[4]};
 }
 
 }  // namespace

@@ -5,7 +5,10 @@
 // barrier that not all threads reach, and an element of a tensor that is not
 // aligned or does not exist, are errors. All memory is NaN until it is
 // written, and lies between guards of NaN that are looked at when it is freed.
-#pragma once
+//
+// Included before all else, this takes the place of csrc/cuda/runtime.cuh.
+#ifndef MM_ACON_CUDA_RUNTIME
+#define MM_ACON_CUDA_RUNTIME
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
@@ -46,6 +49,7 @@ class Emulator {
 
   void run(unsigned blocks, int threads, int64_t shared_bytes,
            std::function<void()> kernel) {
+    ++launches_;
     kernel_ = std::move(kernel);
     fibers_.resize(threads);
     for (auto& fiber : fibers_) {
@@ -66,6 +70,8 @@ class Emulator {
   }
 
   void* shared() { return shared_.data(); }
+
+  int64_t launches() const { return launches_; }
 
   enum State { kRuns, kWaitsForWarp, kWaitsForBlock, kDone };
 
@@ -168,6 +174,7 @@ class Emulator {
   int current_ = 0;
   uint32_t random_ = 1;
   std::string error_;
+  int64_t launches_ = 0;
 };
 
 // Memory between guards; all of it NaN, in any dtype, at first.
@@ -226,16 +233,33 @@ T __shfl_xor_sync(unsigned mask, T value, int offset) {
 
 inline void* shared_memory() { return Emulator::get().shared(); }
 
-inline void check_access(const void* at, size_t bytes) {
-  if (reinterpret_cast<uintptr_t>(at) % std::min<size_t>(bytes, 16) != 0) {
+template <typename T>
+void check_access(const T* at) {
+  if (reinterpret_cast<uintptr_t>(at) % std::min<size_t>(sizeof(T), 16) != 0) {
     Emulator::get().fail("an access that is not aligned");
   }
-  if (!GuardedAllocator::contains(at, bytes)) {
+  if (!GuardedAllocator::contains(at, sizeof(T))) {
     Emulator::get().fail("an access outside of a tensor");
   }
 }
 
+template <typename T>
+T read(const T* from) {
+  check_access(from);
+  return *from;
+}
+
+template <typename T>
+void write(T* to, const T& value) {
+  check_access(to);
+  *to = value;
+}
+
+// Those of an H100.
 inline int64_t shared_limit() { return 227 * 1024; }
+inline int64_t shared_of_each(int blocks) {
+  return 228 * 1024 / blocks - 1024;
+}
 
 struct DeviceGuard {
   explicit DeviceGuard(const at::Device&) {}
@@ -258,3 +282,5 @@ inline const bool installed = [] {
 }();
 
 }  // namespace mm_acon
+
+#endif
