@@ -1,5 +1,6 @@
 """Folded activations, ONNX, torch.export, torch.compile, TorchScript."""
 import copy
+import pickle
 import runpy
 import sys
 from operator import getitem
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch._dynamo
 import torch.nn.functional as F
+import torchvision
 from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -283,14 +285,68 @@ def test_torchscript_traces_of_fused_and_folded_backbones(tmp_path):
         assert_near(y, wanted, 1e-4)
 
 
+def traced(folded):
+    """Every form that PyTorch makes of a folded model."""
+    graph = torch.fx.symbolic_trace(folded)
+    return dict(
+        fx=graph,
+        fx_copy=pickle.loads(pickle.dumps(graph)),
+        script=torch.jit.script(folded),
+        fx_then_script=torch.jit.script(graph))
+
+
+@pytest.mark.filterwarnings('ignore:The TorchScript type system')
+@pytest.mark.parametrize('channel_axis', [1, -1])
+@pytest.mark.parametrize('name', ACTIVATIONS)
+def test_fx_and_script_of_a_folded_activation(name, channel_axis):
+    """Neither asks for a size, a dtype or an example of the input."""
+    module = activation(name)
+    module.channel_axis = channel_axis
+    folded = fold_activations(module)
+    inputs = [torch.randn(2, CHANNELS, 9, 7)]
+    if name not in FUNNELS:
+        inputs += [inputs[0][..., 0, 0], inputs[0].double(), inputs[0].half()]
+    for form, made in traced(folded).items():
+        for x in inputs:
+            if channel_axis == -1:
+                x = x.movedim(1, -1).contiguous()
+            y = made(x)
+            assert y.dtype == x.dtype, form
+            torch.testing.assert_close(y, folded(x))
+
+
+@pytest.mark.filterwarnings('ignore:The TorchScript type system')
+def test_fx_and_script_of_folded_networks(unverified):
+    """A ResNet calls its ReLUs twice: fx unrolls what each call goes to."""
+    torch.manual_seed(0)
+    mobile = torchvision.models.mobilenet_v2(width_mult=.25, num_classes=3)
+    resnet = torchvision.models.resnet18(num_classes=3)
+    x = torch.randn(2, 3, 64, 64)
+    for model, replace, first, forms in ((mobile, 'ReLU6',
+                                          r'features\.[1-9]\.',
+                                          (torch.fx.symbolic_trace,
+                                           torch.jit.script)),
+                                         (resnet, 'ReLU', 'layer[12]',
+                                          (torch.fx.symbolic_trace, ))):
+        model.eval()
+        swap_activations(
+            model, dict(type='PWLU'), replace=replace, include=first)
+        swap_activations(model, dict(type='MetaACON'), replace=replace)
+        folded = fold_activations(model)
+        for form in forms:
+            assert_near(form(folded)(x), folded(x))
+
+
 def test_what_does_not_work(tmp_path):
     """As docs/deployment.md says; it has to be changed if this fails."""
     meta = activation('MetaACON')
     x = torch.randn(2, CHANNELS, 8, 8)
     with pytest.raises(RuntimeError, match="function call '_SpatialMean'"):
         torch.jit.save(torch.jit.trace(meta, x), tmp_path / 'traced.pt')
-    with pytest.raises(RuntimeError, match='cannot statically infer'):
-        torch.jit.script(fold_activations(PWLU(CHANNELS)))
+    with pytest.raises(RuntimeError):
+        torch.jit.script(PWLU(CHANNELS))
+    with pytest.raises(torch.fx.proxy.TraceError):
+        torch.fx.symbolic_trace(PWLU(CHANNELS))
 
 
 @EXPORTS

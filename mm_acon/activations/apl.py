@@ -9,6 +9,17 @@ from ..ops.checks import compute_dtype, per_channel
 from .base import LearnableActivation
 
 
+def apl(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """:class:`APL` with a and b of shape (C, S) or (1, S)."""
+    dtype = compute_dtype(x, a)
+    value, a, b = x.to(dtype), a.to(dtype), b.to(dtype)
+    y = F.relu(value)
+    for s in range(a.shape[1]):
+        y = y + per_channel(a[:, s],
+                            x) * F.relu(per_channel(b[:, s], x) - value)
+    return y.to(x.dtype)
+
+
 @MODELS.register_module()
 class APL(LearnableActivation):
     r"""Adaptive piecewise linear unit (arXiv 1412.6830, Eq. 1).
@@ -60,13 +71,7 @@ class APL(LearnableActivation):
         self.b.copy_((2 * steps + 1) / self.num_hinges - 1)
 
     def activate(self, x: Tensor) -> Tensor:
-        dtype = compute_dtype(x, self.a)
-        value, a, b = x.to(dtype), self.a.to(dtype), self.b.to(dtype)
-        y = F.relu(value)
-        for s in range(self.num_hinges):
-            y = y + per_channel(a[:, s],
-                                x) * F.relu(per_channel(b[:, s], x) - value)
-        return y.to(x.dtype)
+        return apl(x, self.a, self.b)
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, num_hinges={self.num_hinges}'

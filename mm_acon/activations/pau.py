@@ -21,6 +21,15 @@ def _polynomial(coefficients: Tensor, x: Tensor) -> Tensor:
     return y
 
 
+def pau(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """:class:`PAU` with a of shape (C, 6) or (1, 6), b (C, 4) or (1, 4)."""
+    dtype = compute_dtype(x, a)
+    value, a, b = x.to(dtype), a.to(dtype), b.to(dtype)
+    numerator = _polynomial(a, value)
+    denominator = 1 + (value * _polynomial(b, value)).abs()
+    return (numerator / denominator).to(x.dtype)
+
+
 @MODELS.register_module()
 class PAU(LearnableActivation):
     r"""Pade activation unit (arXiv 1907.06732, Eq. 2), the safe form.
@@ -67,8 +76,4 @@ class PAU(LearnableActivation):
         self.b[:, 1::2] = self.b.new_tensor(_ABS_DENOMINATOR[1:])
 
     def activate(self, x: Tensor) -> Tensor:
-        dtype = compute_dtype(x, self.a)
-        value, a, b = x.to(dtype), self.a.to(dtype), self.b.to(dtype)
-        numerator = _polynomial(a, value)
-        denominator = 1 + (value * _polynomial(b, value)).abs()
-        return (numerator / denominator).to(x.dtype)
+        return pau(x, self.a, self.b)

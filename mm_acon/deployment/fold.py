@@ -6,13 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..activations import (ACONA, ACONB, ACONC, PWLU, ACONFReLU,
-                           LearnableActivation, MetaACON)
+from ..activations import (ACONA, ACONB, ACONC, APL, PAU, PWLU, ACONFReLU,
+                           FReLU, LearnableActivation, MetaACON)
+from ..activations.apl import apl
+from ..activations.pau import pau
 from ..activations.pwlu import PHASE_1
-from ..ops.checks import (channels_first, channels_last, compute_dtype,
-                          per_channel)
-from ..ops.pwlu import inference_table, pwlu_table
+from ..ops.checks import compute_dtype, per_channel, per_sample
+from ..ops.pwlu import inference_table, look_up
 from ..swap.in_place import carry_over
+
+# torch.fx traces with stand-ins of tensors, which have no dtype and no number
+# of axes. What asks for those is one node of a graph.
+for _name in ('acon_curve', 'meta_acon_curve', 'look_up', 'apl', 'pau'):
+    torch.fx.wrap(_name)
 
 
 def fold_activations(model: nn.Module) -> nn.Module:
@@ -29,7 +35,10 @@ def fold_activations(model: nn.Module) -> nn.Module:
       and one multiply-add. In Phase I: the function in whose place it
       stands, ReLU or another.
 
-    In PyTorch itself the compiled operators are faster than this.
+    - FReLU, APL, PAU and the others: as they are, without checks.
+
+    ``torch.fx.symbolic_trace`` and ``torch.jit.script`` take the copy. In
+    PyTorch itself the compiled operators are faster than this.
 
     Args:
         model (nn.Module): Any model, or one activation. It stays as it is.
@@ -78,14 +87,12 @@ def _fold(module: nn.Module) -> nn.Module:
 
 def _of_axis_1(module: nn.Module) -> nn.Module:
     """The same for input of shape (N, C, ...)."""
-    if isinstance(module, PWLU):
-        return _PWLU(module)
-    if isinstance(module, MetaACON):
-        return _MetaACON(module)
-    if isinstance(module, (ACONA, ACONB, ACONC)):
-        return _ACON(module)
-    if isinstance(module, ACONFReLU):
-        return _ACONFReLU(module)
+    for types, folded in ((PWLU, _PWLU), (MetaACON, _MetaACON),
+                          ((ACONA, ACONB, ACONC),
+                           _ACON), ((FReLU, ACONFReLU),
+                                    _Funnel), (APL, _APL), (PAU, _PAU)):
+        if isinstance(module, types):
+            return folded(module)
     return module
 
 
@@ -97,9 +104,7 @@ class _LastAxis(nn.Module):
         self.folded = folded
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 2:
-            return self.folded(x)
-        return channels_last(self.folded(channels_first(x)), x)
+        return self.folded(x.movedim(-1, 1)).movedim(1, -1)
 
 
 class _Folded(nn.Module):
@@ -120,46 +125,133 @@ class _ACON(_Folded):
             acon.p1, slope=slope, sharpness=acon.beta.double() * slope, p2=p2)
 
     def forward(self, x: Tensor) -> Tensor:
-        value = x.to(compute_dtype(x, self.slope))
-        gate = torch.sigmoid(per_channel(self.sharpness, x) * value)
-        y = value * (
-            per_channel(self.slope, x) * gate + per_channel(self.p2, x))
-        return y.to(x.dtype)
+        return acon_curve(x, self.slope, self.sharpness, self.p2)
+
+
+def acon_curve(x: Tensor, slope: Tensor, sharpness: Tensor,
+               p2: Tensor) -> Tensor:
+    value = x.to(compute_dtype(x, slope))
+    gate = torch.sigmoid(per_channel(sharpness, x) * value)
+    y = value * (per_channel(slope, x) * gate + per_channel(p2, x))
+    return y.to(x.dtype)
 
 
 class _MetaACON(_Folded):
 
     def __init__(self, acon: MetaACON) -> None:
         super().__init__()
-        self.acon = acon
         p2 = acon.p2.double()
-        self.constants(acon.p1, slope=acon.p1.double() - p2)
+        self.constants(acon.p1, slope=acon.p1.double() - p2, p2=p2)
+        self.beta = {
+            'channel': _ChannelBeta,
+            'layer': _LayerBeta,
+            'pixel': _PixelBeta
+        }[acon.granularity](
+            acon)
 
     def forward(self, x: Tensor) -> Tensor:
-        value = x.to(compute_dtype(x, self.slope))
-        slope = per_channel(self.slope, x)
-        # The mean is taken here: the module has an autograd.Function for it,
-        # which TorchScript cannot save.
-        pooled = self.acon.granularity != 'pixel' and x.dim() > 2
-        beta = self.acon.switching_factor(
-            x.flatten(2).mean(2) if pooled else x)
-        if beta.dim() == 2:
-            beta = beta.view(*beta.shape, *[1] * (x.dim() - 2))
-        # What is small is multiplied first.
-        gate = torch.sigmoid(beta.to(value.dtype) * slope * value)
-        y = value * (slope * gate + per_channel(self.acon.p2, x))
-        return y.to(x.dtype)
+        return meta_acon_curve(x, self.beta(x), self.slope, self.p2)
 
 
-class _ACONFReLU(nn.Module):
+def meta_acon_curve(x: Tensor, beta: Tensor, slope: Tensor,
+                    p2: Tensor) -> Tensor:
+    value = x.to(compute_dtype(x, slope))
+    slope = per_channel(slope, x)
+    if beta.dim() == 2:
+        beta = per_sample(beta, x)
+    # What is small is multiplied first.
+    gate = torch.sigmoid(beta.to(value.dtype) * slope * value)
+    return (value * (slope * gate + per_channel(p2, x))).to(x.dtype)
 
-    def __init__(self, acon: ACONFReLU) -> None:
+
+def _mean(x: Tensor) -> Tensor:
+    """Over the map: (N, C). That of (N, C) is x, for which it has one axis."""
+    return x.unsqueeze(-1).flatten(2).mean(2)
+
+
+class _PixelBeta(nn.Module):
+
+    def __init__(self, acon: MetaACON) -> None:
         super().__init__()
-        self.acon = acon
 
     def forward(self, x: Tensor) -> Tensor:
-        identity, condition = self.acon.lines(x)
-        return F.silu(identity - condition) + condition
+        return torch.sigmoid(x)
+
+
+class _LayerBeta(nn.Module):
+
+    def __init__(self, acon: MetaACON) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(_mean(x).sum(1, keepdim=True))
+
+
+class _ChannelBeta(nn.Module):
+
+    def __init__(self, acon: MetaACON) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(_Connected(acon, 1), _Connected(acon, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.layers(_mean(x)))
+
+
+class _Connected(_Folded):
+    """A fully connected layer of a meta-ACON, and its norm."""
+
+    def __init__(self, acon: MetaACON, index: int) -> None:
+        super().__init__()
+        layer = getattr(acon, f'fc{index}')
+        self.depthwise = acon.depthwise
+        self.constants(
+            layer.weight, weight=layer.weight.flatten(1), bias=layer.bias)
+        self.norm = getattr(acon, f'bn{index}', nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)
+        if self.depthwise:
+            y = x * self.weight.squeeze(1) + self.bias
+        else:
+            y = F.linear(x, self.weight, self.bias)
+        return self.norm(y[:, :, None, None]).flatten(1)
+
+
+class _Funnel(nn.Module):
+
+    def __init__(self, funnel: nn.Module) -> None:
+        super().__init__()
+        self.is_smooth = isinstance(funnel, ACONFReLU)
+        self.stride, self.conv, self.norm = (funnel.stride, funnel.conv,
+                                             funnel.norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        condition = self.norm(self.conv(x))
+        if self.stride == 2:
+            x = F.max_pool2d(x, 3, stride=2, padding=1)
+        if self.is_smooth:
+            return F.silu(x - condition) + condition
+        return torch.maximum(x, condition)
+
+
+class _APL(_Folded):
+
+    def __init__(self, activation: APL) -> None:
+        super().__init__()
+        self.constants(activation.a, a=activation.a, b=activation.b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return apl(x, self.a, self.b)
+
+
+class _PAU(_Folded):
+
+    def __init__(self, activation: PAU) -> None:
+        super().__init__()
+        self.constants(activation.a, a=activation.a, b=activation.b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pau(x, self.a, self.b)
 
 
 class _PWLU(_Folded):
@@ -176,5 +268,5 @@ class _PWLU(_Folded):
             inverse_length=inverse_length)
 
     def forward(self, x: Tensor) -> Tensor:
-        return pwlu_table(x, self.slope, self.offset, self.left,
-                          self.inverse_length)
+        return look_up(x, self.slope, self.offset, self.left,
+                       self.inverse_length)

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..compat import register_fake
 from .checks import (channels_first, channels_last, check_device, check_input,
                      check_parameter, compute_dtype, find_channel_axis,
-                     per_channel)
+                     per_channel, per_sample)
 from .extension import (DEVICES, dense_like, has_kernels, only_asked,
                         register_cost)
 
@@ -77,7 +77,7 @@ def acon_reference(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
     if beta.dim() == 1:
         beta = per_channel(beta, x)
     elif beta.dim() == 2:
-        beta = beta.view(*beta.shape, *[1] * (x.dim() - 2))
+        beta = per_sample(beta, x)
     p1 = per_channel(p1, x).to(dtype)
     p2 = per_channel(p2, x).to(dtype)
     value = x.to(dtype)

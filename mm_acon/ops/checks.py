@@ -103,13 +103,22 @@ def channels_last(y: Tensor, like: Tensor) -> Tensor:
     return y.squeeze(2) if like.dim() == 3 else y
 
 
+# TorchScript compiles the three below, which folded models call.
+
+
 def compute_dtype(x: Tensor, parameter: Tensor) -> torch.dtype:
     """The dtype of the arithmetic: at least float32."""
     # Not promote_types, which torch.compile could not trace before torch 2.2.
-    return torch.float64 if torch.float64 in (
-        x.dtype, parameter.dtype) else torch.float32
+    if x.dtype == torch.float64 or parameter.dtype == torch.float64:
+        return torch.float64
+    return torch.float32
 
 
 def per_channel(parameter: Tensor, x: Tensor) -> Tensor:
     """Views (C,) or (1,) so that it broadcasts against x (N, C, ...)."""
-    return parameter.view(1, -1, *[1] * (x.dim() - 2))
+    return parameter.view([1, -1] + [1] * (x.dim() - 2))
+
+
+def per_sample(parameter: Tensor, x: Tensor) -> Tensor:
+    """Views (N, C) or (N, 1) so that it broadcasts against x (N, C, ...)."""
+    return parameter.view(list(parameter.shape) + [1] * (x.dim() - 2))

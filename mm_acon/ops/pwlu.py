@@ -167,22 +167,25 @@ def pwlu_table(x: Tensor, slope: Tensor, offset: Tensor, left: Tensor,
         Tensor: x's shape and dtype; :func:`pwlu` but for rounding.
     """
     check_input(x, 'pwlu_table')
-    if not torch.jit.is_tracing():  # Every comparison of sizes would warn.
-        check_parameter('slope', slope, x, 'pwlu_table', dim=2)
+    check_parameter('slope', slope, x, 'pwlu_table', dim=2)
+    return look_up(x, slope, offset, left, inverse_length)
+
+
+def look_up(x: Tensor, slope: Tensor, offset: Tensor, left: Tensor,
+            inverse_length: Tensor) -> Tensor:
+    """:func:`pwlu_table` without its checks; TorchScript compiles it."""
     dtype = compute_dtype(x, slope)
     value = x.to(dtype)
     position = (value - per_channel(left, x)) * per_channel(inverse_length, x)
     # NaN is no index; times a slope it is NaN again.
     position = torch.where(position.isnan(), 0, position + 1)
-    units, pieces = slope.shape
+    units, pieces = slope.shape[0], slope.shape[1]
     rows = torch.arange(units, device=x.device) * pieces
     index = position.clamp(0, pieces - 1).long() + per_channel(rows, x)
     # Exported as Gather; indexing is three times slower and becomes GatherND.
-    # A list, since Dynamo of torch 2.1 unpacks no generator.
-    slope, offset = [
-        table.to(dtype).flatten().index_select(0, index.flatten()).view_as(x)
-        for table in (slope, offset)
-    ]
+    flat = index.flatten()
+    slope = slope.to(dtype).flatten().index_select(0, flat).view_as(x)
+    offset = offset.to(dtype).flatten().index_select(0, flat).view_as(x)
     return (slope * value + offset).to(x.dtype)
 
 
