@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, Iterator, List, Sequence
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.hooks import RemovableHandle
 
 _LIBRARIES = []
@@ -82,6 +83,17 @@ try:
     from torch.compiler import is_compiling
 except ImportError:
     from torch._utils import is_compiling  # noqa: F401
+
+
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func``, or forward-mode AD, is at work.
+
+    Neither has a public question for it; the names are those of torch 2.0 to
+    2.13. torch.compile before some version after 2.1 cannot follow them.
+    """
+    return (torch._C._are_functorch_transforms_active()
+            or forward_ad._current_level >= 0)
+
 
 try:
     # Goes with numpy 2.

@@ -11,7 +11,7 @@ from .base import LearnableActivation
 
 def apl(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """:class:`APL` with a and b of shape (C, S) or (1, S)."""
-    dtype = compute_dtype(x, a)
+    dtype = compute_dtype(x)
     value, a, b = x.to(dtype), a.to(dtype), b.to(dtype)
     y = F.relu(value)
     for s in range(a.shape[1]):

@@ -323,15 +323,14 @@ class LearnableActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # One line for what is nearly always so: on small maps a few calls of
         # Python cost as much as the operator.
+        axis = 1
         if (self.channel_axis != 1 or x.dim() < 2
-                or x.shape[1] != self.num_channels
+                or x.size(1) != self.num_channels
                 or not x.is_floating_point()):
-            if self._meet(x) == -1:
-                return channels_last(self._activate(channels_first(x)), x)
-        return self._activate(x)
-
-    def _activate(self, x: Tensor) -> Tensor:
+            axis = self._meet(x)
         try:
+            if axis == -1:
+                return channels_last(self.activate(channels_first(x)), x)
             return self.activate(x)
         except RuntimeError:
             # Afterwards, since a look at the devices costs time.

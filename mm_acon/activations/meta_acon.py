@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..compat import is_compiling, is_transformed
 from ..ops import acon
 from ..ops.checks import compute_dtype
 from .base import InnerConv, LearnableActivation, apply_norm
@@ -28,6 +29,13 @@ class _SpatialMean(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> Tensor:
         ones = [1] * (len(ctx.shape) - 2)
         return (grad / ctx.area).view(*grad.shape, *ones).expand(ctx.shape)
+
+
+def _spatial_mean(x: Tensor) -> Tensor:
+    # torch.func takes no autograd.Function of this kind.
+    if not is_compiling() and is_transformed():
+        return x.flatten(2).mean(2)
+    return _SpatialMean.apply(x)
 
 
 @MODELS.register_module(name=['MetaACON', 'MetaAconC'])
@@ -133,11 +141,11 @@ class MetaACON(LearnableActivation):
         if self.granularity == 'pixel':
             # Its gradient grows with x squared: half precision would make it
             # infinite, and NaN where the sigmoid is 0.
-            return torch.sigmoid(x.to(compute_dtype(x, x)))
-        mean = _SpatialMean.apply(x) if x.dim() > 2 else x
+            return torch.sigmoid(x.to(compute_dtype(x)))
+        mean = _spatial_mean(x) if x.dim() > 2 else x
         if self.granularity == 'layer':
             # Summed over C channels, so not in half precision.
-            mean = mean.to(compute_dtype(x, x))
+            mean = mean.to(compute_dtype(x))
             return torch.sigmoid(mean.sum(1, keepdim=True))
         hidden = self._connect('1', mean.to(self.fc1.weight.dtype))
         return torch.sigmoid(self._connect('2', hidden))

@@ -23,7 +23,7 @@ def _polynomial(coefficients: Tensor, x: Tensor) -> Tensor:
 
 def pau(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """:class:`PAU` with a of shape (C, 6) or (1, 6), b (C, 4) or (1, 4)."""
-    dtype = compute_dtype(x, a)
+    dtype = compute_dtype(x)
     value, a, b = x.to(dtype), a.to(dtype), b.to(dtype)
     numerator = _polynomial(a, value)
     denominator = 1 + (value * _polynomial(b, value)).abs()

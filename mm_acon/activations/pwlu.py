@@ -4,7 +4,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..compat import is_compiling
+from ..compat import is_compiling, is_transformed
 from ..ops import pwlu
 from ..ops.pwlu import MIN_WIDTH
 from .base import LearnableActivation
@@ -159,7 +159,12 @@ class PWLU(LearnableActivation):
         if self._phase == PHASE_1:
             if self.training and not _in_backward():
                 self._update_statistics(x.detach())
-            return _JoinGraph.apply(self._replaced(x), *self.parameters())
+            y = self._replaced(x)
+            # torch.func takes no autograd.Function of this kind, and no one
+            # waits for its gradients.
+            if not is_compiling() and is_transformed():
+                return y
+            return _JoinGraph.apply(y, *self.parameters())
         return pwlu(x, *self._parameters.values(), channel_axis=1)
 
     def _replaced(self, x: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ class _ACON(_Folded):
 
 def acon_curve(x: Tensor, slope: Tensor, sharpness: Tensor,
                p2: Tensor) -> Tensor:
-    value = x.to(compute_dtype(x, slope))
+    value = x.to(compute_dtype(x))
     gate = torch.sigmoid(per_channel(sharpness, x) * value)
     y = value * (per_channel(slope, x) * gate + per_channel(p2, x))
     return y.to(x.dtype)
@@ -155,7 +155,7 @@ class _MetaACON(_Folded):
 
 def meta_acon_curve(x: Tensor, beta: Tensor, slope: Tensor,
                     p2: Tensor) -> Tensor:
-    value = x.to(compute_dtype(x, slope))
+    value = x.to(compute_dtype(x))
     slope = per_channel(slope, x)
     if beta.dim() == 2:
         beta = per_sample(beta, x)

@@ -37,7 +37,7 @@ def acon(x: Tensor,
 
     Returns:
         Tensor: x's shape and dtype. The arithmetic is done in float32, or
-        in float64 where x or p1 is float64.
+        in float64 where x is float64.
 
     Raises:
         TypeError: x is not of a floating-point dtype.
@@ -45,9 +45,32 @@ def acon(x: Tensor,
             x has 3 axes, the last two of C numbers.
         RuntimeError: a parameter is on another device than x.
     """
+    if channel_axis == 1 and has_kernels(x):
+        try:
+            return _operator(x, p1, p2, beta)
+        except RuntimeError:
+            # It checks the same, and says less of what to write instead.
+            _check(x, p1, p2, beta, 1)
+            raise
+    axis = _check(x, p1, p2, beta, channel_axis)
+    if axis == 1:
+        return _acon(x, p1, p2, beta)
+    if beta.dim() > 2:
+        beta = channels_first(beta)
+    return channels_last(_acon(channels_first(x), p1, p2, beta), x)
+
+
+def _acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
+    operator = _operator if has_kernels(x) else acon_reference
+    return operator(x, p1, p2, beta)
+
+
+def _check(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor,
+           channel_axis: Optional[int]) -> int:
+    """Refuses what does not fit; the axis of the channels."""
     check_input(x, 'acon')
-    axis = 1 if channel_axis == 1 else find_channel_axis(
-        x, channel_axis, 'acon', p1, p2, *([beta] if beta.dim() == 1 else []))
+    axis = find_channel_axis(x, channel_axis, 'acon', p1, p2,
+                             *([beta] if beta.dim() == 1 else []))
     check_parameter('p1', p1, x, 'acon', axis=axis)
     check_parameter('p2', p2, x, 'acon', axis=axis)
     check_device('beta', beta, x, 'acon')
@@ -58,22 +81,12 @@ def acon(x: Tensor,
         raise ValueError(
             'acon expects beta of shape (C,), (1,), (N, C), (N, 1) or the '
             f'shape of x, here {tuple(x.shape)}, got {tuple(beta.shape)}.')
-    if axis == -1:
-        if beta.dim() > 2:
-            beta = channels_first(beta)
-        return channels_last(_acon(channels_first(x), p1, p2, beta), x)
-    return _acon(x, p1, p2, beta)
-
-
-def _acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
-    if has_kernels(x):
-        return torch.ops.mm_acon.acon.default(x, p1, p2, beta)
-    return acon_reference(x, p1, p2, beta)
+    return axis
 
 
 def acon_reference(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
     """:func:`acon` in plain PyTorch, without its checks."""
-    dtype = compute_dtype(x, p1)
+    dtype = compute_dtype(x)
     if beta.dim() == 1:
         beta = per_channel(beta, x)
     elif beta.dim() == 2:
@@ -87,11 +100,13 @@ def acon_reference(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
 
 
 if DEVICES:
+    _operator = torch.ops.mm_acon.acon.default
     # A sigmoid counts as one.
     register_cost('acon', 4)
 
     @register_fake('mm_acon::acon')
     def _(x, p1, p2, beta):
+        _check(x, p1, p2, beta, 1)
         return dense_like(x)
 
     @register_fake('mm_acon::acon_backward')

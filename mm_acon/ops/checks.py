@@ -106,12 +106,10 @@ def channels_last(y: Tensor, like: Tensor) -> Tensor:
 # TorchScript compiles the three below, which folded models call.
 
 
-def compute_dtype(x: Tensor, parameter: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of the arithmetic: at least float32."""
     # Not promote_types, which torch.compile could not trace before torch 2.2.
-    if x.dtype == torch.float64 or parameter.dtype == torch.float64:
-        return torch.float64
-    return torch.float32
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def per_channel(parameter: Tensor, x: Tensor) -> Tensor:

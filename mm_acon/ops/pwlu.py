@@ -52,7 +52,7 @@ def pwlu(x: Tensor,
 
     Returns:
         Tensor: x's shape and dtype. The arithmetic is done in float32, or
-        in float64 where x or points is float64. NaN gives NaN.
+        in float64 where x is float64. NaN gives NaN.
 
     Raises:
         TypeError: x is not of a floating-point dtype.
@@ -60,33 +60,46 @@ def pwlu(x: Tensor,
             x has 3 axes, the last two of C numbers.
         RuntimeError: a parameter is on another device than x.
     """
+    parameters = points, left_bound, right_bound, left_slope, right_slope
+    if channel_axis == 1 and has_kernels(x):
+        try:
+            return _operator(x, *parameters)
+        except RuntimeError:
+            # It checks the same, and says less of what to write instead.
+            _check(x, *parameters, channel_axis=1)
+            raise
+    axis = _check(x, *parameters, channel_axis=channel_axis)
+    operator = _operator if has_kernels(x) else pwlu_reference
+    if axis == 1:
+        return operator(x, *parameters)
+    return channels_last(operator(channels_first(x), *parameters), x)
+
+
+def _check(x: Tensor, points: Tensor, left_bound: Tensor, right_bound: Tensor,
+           left_slope: Tensor, right_slope: Tensor,
+           channel_axis: Optional[int]) -> int:
+    """Refuses what does not fit; the axis of the channels."""
     check_input(x, 'pwlu')
     if points.dim() != 2 or points.shape[1] < 2:
         raise ValueError(
             'pwlu expects points of shape (C, N + 1) or (1, N + 1) with N '
             f'>= 1 intervals, got {tuple(points.shape)}.')
-    axis = 1 if channel_axis == 1 else find_channel_axis(
-        x, channel_axis, 'pwlu', points, left_bound, right_bound, left_slope,
-        right_slope)
+    axis = find_channel_axis(x, channel_axis, 'pwlu', points, left_bound,
+                             right_bound, left_slope, right_slope)
     check_parameter('points', points, x, 'pwlu', dim=2, axis=axis)
     for name, value in (('left_bound', left_bound), ('right_bound',
                                                      right_bound),
                         ('left_slope', left_slope), ('right_slope',
                                                      right_slope)):
         check_parameter(name, value, x, 'pwlu', axis=axis)
-    operator = (
-        torch.ops.mm_acon.pwlu.default if has_kernels(x) else pwlu_reference)
-    y = operator(
-        channels_first(x) if axis == -1 else x, points, left_bound,
-        right_bound, left_slope, right_slope)
-    return channels_last(y, x) if axis == -1 else y
+    return axis
 
 
 def pwlu_reference(x: Tensor, points: Tensor, left_bound: Tensor,
                    right_bound: Tensor, left_slope: Tensor,
                    right_slope: Tensor) -> Tensor:
     """:func:`pwlu` in plain PyTorch, without its checks."""
-    dtype = compute_dtype(x, points)
+    dtype = compute_dtype(x)
     num_intervals = points.shape[1] - 1
     value = x.to(dtype)
     left, right, left_slope, right_slope = (
@@ -174,7 +187,7 @@ def pwlu_table(x: Tensor, slope: Tensor, offset: Tensor, left: Tensor,
 def look_up(x: Tensor, slope: Tensor, offset: Tensor, left: Tensor,
             inverse_length: Tensor) -> Tensor:
     """:func:`pwlu_table` without its checks; TorchScript compiles it."""
-    dtype = compute_dtype(x, slope)
+    dtype = compute_dtype(x)
     value = x.to(dtype)
     position = (value - per_channel(left, x)) * per_channel(inverse_length, x)
     # NaN is no index; times a slope it is NaN again.
@@ -190,10 +203,12 @@ def look_up(x: Tensor, slope: Tensor, offset: Tensor, left: Tensor,
 
 
 if DEVICES:
+    _operator = torch.ops.mm_acon.pwlu.default
     register_cost('pwlu', 2)
 
     @register_fake('mm_acon::pwlu')
-    def _(x, points, left_bound, right_bound, left_slope, right_slope):
+    def _(x, *parameters):
+        _check(x, *parameters, channel_axis=1)
         return dense_like(x)
 
     @register_fake('mm_acon::pwlu_backward')

@@ -6,6 +6,7 @@ import torch
 
 from mm_acon.ops import acon, pwlu
 from mm_acon.ops.checks import compute_dtype
+from tests.utils import run
 
 X = torch.zeros(2, 3, 4)
 ACON = dict(x=X, p1=torch.ones(3), p2=torch.zeros(3), beta=torch.ones(3))
@@ -125,15 +126,32 @@ def test_shape_of_points(shape):
 
 
 @pytest.mark.parametrize(
-    'x, parameter, expected', [
-        (torch.float16, torch.float16, torch.float32),
-        (torch.bfloat16, torch.float16, torch.float32),
-        (torch.bfloat16, torch.float32, torch.float32),
-        (torch.float32, torch.float16, torch.float32),
-        (torch.float64, torch.float32, torch.float64),
-        (torch.float16, torch.float64, torch.float64),
-    ],
+    'x, expected', [(torch.float16, torch.float32),
+                    (torch.bfloat16, torch.float32),
+                    (torch.float32, torch.float32),
+                    (torch.float64, torch.float64)],
     ids=str)
-def test_compute_dtype(x, parameter, expected):
-    """At least float32, and float64 where either asks for it."""
-    assert compute_dtype(X.to(x), X.to(parameter)) == expected
+def test_compute_dtype(x, expected):
+    """At least float32."""
+    assert compute_dtype(X.to(x)) == expected
+
+
+@pytest.mark.parametrize('operator, parameters', [
+    (acon, [torch.rand(3) for _ in range(3)]),
+    (pwlu, [
+        torch.rand(3, 5), -1 - torch.rand(3), 1 + torch.rand(3),
+        torch.rand(3),
+        torch.rand(3)
+    ]),
+])
+def test_parameters_of_float64(operator, parameters, device):
+    """x alone decides what the arithmetic is done in."""
+    x = torch.randn(2, 3, 7, device=device)
+    parameters = [p.to(device) for p in parameters]
+    y, grads = run(operator, x, *parameters)
+    wide_y, wide = run(operator, x, *(p.double() for p in parameters))
+    assert torch.equal(wide_y, y)
+    assert torch.equal(wide[0], grads[0])
+    for result, true in zip(wide[1:], grads[1:]):
+        assert result.dtype == torch.float64
+        torch.testing.assert_close(result.float(), true)

@@ -41,11 +41,18 @@ def call(*command, **options):
 
 
 @pytest.mark.skipif(not NVCC, reason='nvcc is not found')
+@pytest.mark.parametrize(
+    'arch',
+    # Of CUDA 13 the oldest, and of each family since.
+    [
+        'sm_90', *(pytest.param(arch, marks=pytest.mark.full)
+                   for arch in ('sm_75', 'sm_80', 'sm_120'))
+    ])
 @pytest.mark.parametrize('source', SOURCES, ids=lambda path: path.stem)
-def test_compiles_for_a_gpu(source, tmp_path):
+def test_compiles_for_a_gpu(source, arch, tmp_path):
     """Every kernel does without what would make it slow or unrepeatable."""
     flags = [
-        *DEFINES, *cpp_extension.COMMON_NVCC_FLAGS, '-O3', '-arch=sm_90',
+        *DEFINES, *cpp_extension.COMMON_NVCC_FLAGS, '-O3', f'-arch={arch}',
         '-Xptxas', '-v'
     ]
 

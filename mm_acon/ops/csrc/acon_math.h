@@ -39,12 +39,11 @@ struct AconParameters {
   AconParameters(const at::Tensor& p1, const at::Tensor& p2,
                  const at::Tensor& beta, const at::Tensor& x, const View& view)
       : kind(beta_kind(beta, x)) {
-    const auto type = c10::CppTypeToScalarType<T>::value;
-    held[0] = p1.to(type).contiguous();
-    held[1] = p2.to(type).contiguous();
-    held[2] = beta.to(type);
-    held[2] = kind == BetaKind::kElement ? like(held[2], x, view)
-                                         : held[2].contiguous();
+    held[0] = as<T>(p1);
+    held[1] = as<T>(p2);
+    held[2] = kind == BetaKind::kElement
+                  ? like(beta.to(c10::CppTypeToScalarType<T>::value), x, view)
+                  : as<T>(beta);
     numbers = {const_data<T>(held[0]),
                const_data<T>(held[1]),
                const_data<T>(held[2]),

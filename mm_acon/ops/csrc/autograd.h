@@ -115,8 +115,11 @@ class Differentiable<Operator, std::index_sequence<I...>> {
                             Asked asked) {
     if (is_differentiated(grad, inputs...)) {
       const List found = Backward::apply(grad, inputs..., asked);
+      Gradients gradients;
       size_t next = 0;
-      return Gradients{(asked[I] ? found[next++] : Tensor())...};
+      ((asked[I] ? void(std::get<I>(gradients) = found[next++]) : void()),
+       ...);
+      return gradients;
     }
     at::AutoDispatchBelowADInplaceOrView below;
     return call_backward(grad, inputs..., asked);

@@ -68,6 +68,15 @@ inline void check_parameter(const at::Tensor& x, const at::Tensor& parameter,
               parameter.device(), ", x on ", x.device());
 }
 
+// Contiguous, as T. Asked first, since even a conversion to what it is costs
+// as much as a small kernel.
+template <typename T>
+at::Tensor as(const at::Tensor& parameter) {
+  const auto type = c10::CppTypeToScalarType<T>::value;
+  return (parameter.scalar_type() == type ? parameter : parameter.to(type))
+      .contiguous();
+}
+
 // x in a layout that a View describes: x itself where that is possible.
 inline std::pair<at::Tensor, View> dense(const at::Tensor& x) {
   const int64_t samples = x.size(0), channels = x.size(1);

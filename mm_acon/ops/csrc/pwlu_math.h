@@ -156,7 +156,7 @@ template <typename T>
 struct PwluParameters {
   explicit PwluParameters(const at::Tensor* given) {
     for (int i = 0; i < 5; ++i) {
-      held[i] = given[i].to(c10::CppTypeToScalarType<T>::value).contiguous();
+      held[i] = as<T>(given[i]);
       numbers.data[i] = const_data<T>(held[i]);
       numbers.step[i] = held[i].size(0) == 1 ? 0 : held[i].stride(0);
       units = std::max(units, held[i].size(0));

@@ -107,12 +107,20 @@ struct Rows {
       : samples(view.samples),
         channels(view.channels),
         inner(view.inner),
-        length(static_cast<int>(
-            ceil_div(ceil_div(inner, ceil_div(inner, longest)), 16) * 16)),
+        length(static_cast<int>(chunk_length(inner, longest, vector))),
         chunks(ceil_div(inner, length)),
         aligned(aligned) {
     const int64_t vectors = ceil_div(std::min<int64_t>(inner, length), vector);
     while (lanes() < kWarp && lanes() < vectors) ++log2_lanes;
+  }
+
+  // Chunks of about equal length, and of whole rounds of a warp's vectors
+  // where there are several: in 56x56 as four of 784 halves a quarter of the
+  // last round's lanes would work.
+  static int64_t chunk_length(int64_t inner, int64_t longest, int vector) {
+    const int64_t chunks = ceil_div(inner, longest);
+    const int64_t round = chunks == 1 ? 16 : kWarp * vector;
+    return ceil_div(ceil_div(inner, chunks), round) * round;
   }
 
   MM_ACON_HD int lanes() const { return 1 << log2_lanes; }
