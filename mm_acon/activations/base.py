@@ -323,10 +323,9 @@ class LearnableActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # One line for what is nearly always so: on small maps a few calls of
         # Python cost as much as the operator.
-        axis = 1
-        if (self.channel_axis != 1 or x.dim() < 2
-                or x.size(1) != self.num_channels
-                or not x.is_floating_point()):
+        axis, shape = 1, x.shape
+        if (self.channel_axis != 1 or len(shape) < 2
+                or shape[1] != self.num_channels or not x.is_floating_point()):
             axis = self._meet(x)
         try:
             if axis == -1:

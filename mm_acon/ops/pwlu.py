@@ -60,14 +60,16 @@ def pwlu(x: Tensor,
             x has 3 axes, the last two of C numbers.
         RuntimeError: a parameter is on another device than x.
     """
-    parameters = points, left_bound, right_bound, left_slope, right_slope
     if channel_axis == 1 and has_kernels(x):
         try:
-            return _operator(x, *parameters)
+            return _operator(x, points, left_bound, right_bound, left_slope,
+                             right_slope)
         except RuntimeError:
             # It checks the same, and says less of what to write instead.
-            _check(x, *parameters, channel_axis=1)
+            _check(x, points, left_bound, right_bound, left_slope, right_slope,
+                   1)
             raise
+    parameters = points, left_bound, right_bound, left_slope, right_slope
     axis = _check(x, *parameters, channel_axis=channel_axis)
     operator = _operator if has_kernels(x) else pwlu_reference
     if axis == 1:

@@ -33,17 +33,22 @@ struct AconView {
 };
 
 // Holds what an AconView points to: the parameters as T, contiguous, and a
-// beta per element in the layout of x, which `dense` gave.
+// beta per element seen as x is.
 template <typename T>
 struct AconParameters {
   AconParameters(const at::Tensor& p1, const at::Tensor& p2,
-                 const at::Tensor& beta, const at::Tensor& x, const View& view)
-      : kind(beta_kind(beta, x)) {
+                 const at::Tensor& beta, const Seen& seen)
+      : kind(beta_kind(beta, seen.x.tensor)) {
     held[0] = as<T>(p1);
     held[1] = as<T>(p2);
-    held[2] = kind == BetaKind::kElement
-                  ? like(beta.to(c10::CppTypeToScalarType<T>::value), x, view)
-                  : as<T>(beta);
+    if (kind == BetaKind::kElement) {
+      const Array found =
+          seen.like(beta.to(c10::CppTypeToScalarType<T>::value), "beta");
+      held[2] = found.tensor;
+      steps = found.steps;
+    } else {
+      held[2] = as<T>(beta);
+    }
     numbers = {const_data<T>(held[0]),
                const_data<T>(held[1]),
                const_data<T>(held[2]),
@@ -55,6 +60,7 @@ struct AconParameters {
 
   BetaKind kind;
   at::Tensor held[3];
+  Steps steps{};  // of a beta per element
   AconView<T> numbers;
 };
 

@@ -6,6 +6,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
+#include <c10/util/SmallVector.h>
 
 #include <algorithm>
 #include <array>
@@ -31,9 +32,8 @@ template <typename scalar_t>
 using math_t =
     std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
-// A tensor as (outer, channels, inner), stored in that order. channels_last
-// memory is inner == 1 with the pixels in outer; `samples` still tells how
-// many of the outer rows belong to one sample.
+// A tensor as (samples, channels, inner): rows of `inner` places that lie one
+// after the other in memory, or, channels_last, places whose channels do.
 struct View {
   int64_t samples;
   int64_t channels;
@@ -41,6 +41,15 @@ struct View {
   bool channels_last;
 
   int64_t size() const { return samples * channels * inner; }
+};
+
+// How far apart the samples, channels and places of an array are.
+struct Steps {
+  int64_t sample, channel, place;
+
+  MM_ACON_HD int64_t to(int64_t n, int64_t c, int64_t p) const {
+    return n * sample + c * channel + p * place;
+  }
 };
 
 // What the backward operator of one with n tensors is asked for, and gives.
@@ -77,31 +86,93 @@ at::Tensor as(const at::Tensor& parameter) {
       .contiguous();
 }
 
-// x in a layout that a View describes: x itself where that is possible.
-inline std::pair<at::Tensor, View> dense(const at::Tensor& x) {
-  const int64_t samples = x.size(0), channels = x.size(1);
-  const int64_t area = samples * channels;
-  const int64_t inner = area == 0 ? 0 : x.numel() / area;
-  if (!x.is_contiguous()) {
-    const auto format = x.dim() == 4   ? at::MemoryFormat::ChannelsLast
-                        : x.dim() == 5 ? at::MemoryFormat::ChannelsLast3d
-                                       : at::MemoryFormat::Contiguous;
-    if (format != at::MemoryFormat::Contiguous && x.is_contiguous(format)) {
-      return {x, {samples, channels, inner, true}};
-    }
-  }
-  return {x.contiguous(), {samples, channels, inner, false}};
-}
+// A tensor, and where its elements lie.
+struct Array {
+  at::Tensor tensor;
+  Steps steps;
+};
 
-// grad in the layout of x, which `dense` gave.
-inline at::Tensor like(const at::Tensor& grad, const at::Tensor& x,
-                       const View& view) {
-  TORCH_CHECK(grad.sizes() == x.sizes() && grad.device() == x.device(),
-              "mm_acon: the gradient has shape ", grad.sizes(), " on ",
-              grad.device(), ", x ", x.sizes(), " on ", x.device());
-  if (!view.channels_last) return grad.contiguous();
-  return grad.contiguous(x.dim() == 4 ? at::MemoryFormat::ChannelsLast
-                                      : at::MemoryFormat::ChannelsLast3d);
-}
+// An input, and an output like it, as one View: as they lie in memory where
+// samples, channels and places each have one step, as slices of channels and
+// every order of axes have in which either the places or the channels are
+// neighbours. Else x is a contiguous copy.
+class Seen {
+ public:
+  explicit Seen(const at::Tensor& input) : input_(input) {
+    x.tensor = input;
+    out.tensor = at::empty_like(input);
+    copied_ = !(look() && steps_of(out.tensor, &out.steps));
+    if (!copied_) return;
+    x.tensor = input.contiguous();
+    out.tensor = at::empty_like(x.tensor);
+    TORCH_INTERNAL_ASSERT(look() && steps_of(out.tensor, &out.steps));
+  }
+
+  // Another tensor of x's shape: itself if it can be seen like x, else a copy.
+  Array like(const at::Tensor& other, const char* name) const {
+    TORCH_CHECK(
+        other.sizes() == input_.sizes() && other.device() == input_.device(),
+        "mm_acon: ", name, " has shape ", other.sizes(), " on ",
+        other.device(), ", x ", input_.sizes(), " on ", input_.device());
+    Array found{other, {}};
+    if (!steps_of(other, &found.steps)) {
+      found.tensor = at::empty_like(out.tensor, other.options()).copy_(other);
+      found.steps = out.steps;
+    }
+    return found;
+  }
+
+  // An output in the layout that PyTorch gives one of x's.
+  at::Tensor result(const at::Tensor& output) const {
+    if (!copied_) return output;
+    at::Tensor found = at::empty_like(input_, output.options());
+    return found.strides() == output.strides() ? output : found.copy_(output);
+  }
+  at::Tensor result() const { return result(out.tensor); }
+
+  View view;
+  Array x, out;
+
+ private:
+  // Chooses the view for x.
+  bool look() {
+    const at::Tensor& t = x.tensor;
+    const int64_t area = t.size(0) * t.size(1);
+    view = {t.size(0), t.size(1), area == 0 ? 0 : t.numel() / area, false};
+    axes_.clear();
+    for (int64_t axis = 2; axis < t.dim(); ++axis) {
+      if (t.size(axis) != 1) axes_.push_back(axis);
+    }
+    // Outermost in memory first.
+    std::sort(axes_.begin(), axes_.end(),
+              [&](int64_t a, int64_t b) { return t.stride(a) > t.stride(b); });
+    if (steps_of(t, &x.steps)) return true;
+    view.channels_last = true;
+    return steps_of(t, &x.steps);
+  }
+
+  bool steps_of(const at::Tensor& t, Steps* steps) const {
+    if (t.numel() == 0) {
+      *steps = {0, 0, 1};
+      return true;
+    }
+    for (int64_t axis = 0; axis < t.dim(); ++axis) {
+      if (t.stride(axis) == 0 && t.size(axis) != 1) return false;
+    }
+    for (size_t i = 1; i < axes_.size(); ++i) {
+      if (t.stride(axes_[i - 1]) != t.stride(axes_[i]) * t.size(axes_[i])) {
+        return false;
+      }
+    }
+    *steps = {t.stride(0), t.stride(1),
+              axes_.empty() ? 1 : t.stride(axes_.back())};
+    return view.channels_last ? steps->channel == 1 || view.channels == 1
+                              : steps->place == 1;
+  }
+
+  at::Tensor input_;
+  bool copied_;
+  c10::SmallVector<int64_t, 8> axes_;
+};
 
 }  // namespace mm_acon

@@ -124,39 +124,38 @@ at::Tensor reduced(const std::vector<double>& rows,
 at::Tensor acon_cpu(const at::Tensor& input, const at::Tensor& p1,
                     const at::Tensor& p2, const at::Tensor& beta) {
   check_acon(input, p1, p2, beta);
-  at::Tensor x;
-  View view;
-  std::tie(x, view) = dense(input);
-  at::Tensor y = at::empty_like(x);
-  if (x.numel() == 0) return y;
+  const Seen seen(input);
+  if (input.numel() == 0) return seen.result();
   AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, x.scalar_type(), "acon", [&] {
+      at::kHalf, at::kBFloat16, input.scalar_type(), "acon", [&] {
         using T = math_t<scalar_t>;
-        const AconParameters<T> parameters(p1, p2, beta, x, view);
+        const AconParameters<T> parameters(p1, p2, beta, seen);
         const AconView<T>& numbers = parameters.numbers;
         const bool per_element = parameters.kind == BetaKind::kElement;
-        const Tiles<scalar_t> tiles(view);
-        const int64_t stride = tiles.stride();
-        const scalar_t* x_data = const_data<scalar_t>(x);
-        scalar_t* y_data = mutable_data<scalar_t>(y);
+        const Tiles<scalar_t> tiles(seen.view);
+        const Steps from = seen.x.steps, to = seen.out.steps;
+        const Steps of_beta = parameters.steps;
+        const scalar_t* x_data = const_data<scalar_t>(seen.x.tensor);
+        scalar_t* y_data = mutable_data<scalar_t>(seen.out.tensor);
         tiles.for_blocks([&](int64_t n, int64_t c, int64_t, int64_t p,
                              int length) {
           T x_buffer[kBlock], y_buffer[kBlock], b_buffer[kBlock];
-          const int64_t at = tiles.offset(n, c, p);
+          scalar_t* y_here = y_data + to.to(n, c, p);
           Block<T> block{};
-          block.x = load(x_data + at, stride, length, x_buffer);
-          block.out = target(y_data + at, stride, y_buffer);
+          block.x =
+              load(x_data + from.to(n, c, p), from.place, length, x_buffer);
+          block.out = target(y_here, to.place, y_buffer);
           block.n = length;
           block.d = numbers.difference(c);
           block.p2 = numbers.low(c);
-          block.beta = per_element
-                           ? load(numbers.beta + at, stride, length, b_buffer)
-                           : numbers.beta_of(n, c);
+          block.beta = per_element ? load(numbers.beta + of_beta.to(n, c, p),
+                                          of_beta.place, length, b_buffer)
+                                   : numbers.beta_of(n, c);
           forward_block(block, per_element);
-          store(block.out, y_data + at, stride, length);
+          store(block.out, y_here, to.place, length);
         });
       });
-  return y;
+  return seen.result();
 }
 
 Gradients<4> acon_backward_cpu(const at::Tensor& grad_output,
@@ -164,54 +163,59 @@ Gradients<4> acon_backward_cpu(const at::Tensor& grad_output,
                                const at::Tensor& p2, const at::Tensor& beta,
                                Asked<4> asked) {
   check_acon(input, p1, p2, beta);
-  at::Tensor x;
-  View view;
-  std::tie(x, view) = dense(input);
-  const at::Tensor grad = like(grad_output, x, view);
-  at::Tensor dx = at::empty_like(x), dbeta;
+  const Seen seen(input);
+  const View& view = seen.view;
+  const Array grad = seen.like(grad_output, "the gradient");
+  at::Tensor dbeta;
   const bool all = asked[1] || asked[2] || asked[3];
-  const bool per_element = beta_kind(beta, x) == BetaKind::kElement;
+  const bool per_element = beta_kind(beta, input) == BetaKind::kElement;
   // Of every sample and channel: the sums that give dp1, dp2 and dbeta.
   const int64_t rows = view.samples * view.channels;
   std::vector<double> to_p1(all ? rows : 0), to_p2(to_p1), to_beta(to_p1);
   AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, x.scalar_type(), "acon_backward", [&] {
+      at::kHalf, at::kBFloat16, input.scalar_type(), "acon_backward", [&] {
         using T = math_t<scalar_t>;
-        const AconParameters<T> parameters(p1, p2, beta, x, view);
+        const AconParameters<T> parameters(p1, p2, beta, seen);
         const AconView<T>& numbers = parameters.numbers;
-        if (all && per_element) dbeta = at::empty_like(parameters.held[2]);
-        if (x.numel() == 0) return;
+        if (all && per_element) {
+          dbeta =
+              at::empty_like(seen.out.tensor, parameters.held[2].options());
+        }
+        if (input.numel() == 0) return;
         const Tiles<scalar_t> tiles(view);
         // Three sums per sample, channel and chunk of a row.
         std::vector<double> sums(all ? rows * tiles.chunks * 3 : 0);
-        const int64_t stride = tiles.stride();
-        const scalar_t* x_data = const_data<scalar_t>(x);
-        const scalar_t* g_data = const_data<scalar_t>(grad);
-        scalar_t* dx_data = mutable_data<scalar_t>(dx);
+        const Steps from = seen.x.steps, to = seen.out.steps;
+        const Steps of_grad = grad.steps, of_beta = parameters.steps;
+        const scalar_t* x_data = const_data<scalar_t>(seen.x.tensor);
+        const scalar_t* g_data = const_data<scalar_t>(grad.tensor);
+        scalar_t* dx_data = mutable_data<scalar_t>(seen.out.tensor);
         T* db_data = dbeta.defined() ? mutable_data<T>(dbeta) : nullptr;
         tiles.for_blocks([&](int64_t n, int64_t c, int64_t chunk, int64_t p,
                              int length) {
           T x_buffer[kBlock], g_buffer[kBlock], dx_buffer[kBlock];
           T b_buffer[kBlock], db_buffer[kBlock];
-          const int64_t at = tiles.offset(n, c, p);
+          const int64_t at = to.to(n, c, p);
           Block<T> block{};
-          block.x = load(x_data + at, stride, length, x_buffer);
-          block.grad = load(g_data + at, stride, length, g_buffer);
-          block.out = target(dx_data + at, stride, dx_buffer);
+          block.x =
+              load(x_data + from.to(n, c, p), from.place, length, x_buffer);
+          block.grad = load(g_data + of_grad.to(n, c, p), of_grad.place,
+                            length, g_buffer);
+          block.out = target(dx_data + at, to.place, dx_buffer);
           block.n = length;
           block.d = numbers.difference(c);
           block.p2 = numbers.low(c);
-          block.beta = per_element
-                           ? load(numbers.beta + at, stride, length, b_buffer)
-                           : numbers.beta_of(n, c);
-          if (db_data) block.dbeta = target(db_data + at, stride, db_buffer);
+          block.beta = per_element ? load(numbers.beta + of_beta.to(n, c, p),
+                                          of_beta.place, length, b_buffer)
+                                   : numbers.beta_of(n, c);
+          if (db_data) block.dbeta = target(db_data + at, to.place, db_buffer);
           if (all) {
             block.sums = sums.data() +
                          ((n * view.channels + c) * tiles.chunks + chunk) * 3;
           }
           backward_block(block, per_element);
-          store(block.out, dx_data + at, stride, length);
-          if (db_data) store(block.dbeta, db_data + at, stride, length);
+          store(block.out, dx_data + at, to.place, length);
+          if (db_data) store(block.dbeta, db_data + at, to.place, length);
         });
         for (int64_t row = 0; all && row < rows; ++row) {
           for (int64_t chunk = 0; chunk < tiles.chunks; ++chunk) {
@@ -223,7 +227,7 @@ Gradients<4> acon_backward_cpu(const at::Tensor& grad_output,
         }
       });
   Gradients<4> result;
-  if (asked[0]) std::get<0>(result) = dx;
+  if (asked[0]) std::get<0>(result) = seen.result();
   if (asked[1]) std::get<1>(result) = reduced(to_p1, p1, view);
   if (asked[2]) std::get<2>(result) = reduced(to_p2, p2, view);
   if (asked[3]) {

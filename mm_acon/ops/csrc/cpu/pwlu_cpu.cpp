@@ -165,32 +165,30 @@ at::Tensor pwlu_cpu(const at::Tensor& input, const at::Tensor& points,
                     const at::Tensor& left_slope,
                     const at::Tensor& right_slope) {
   check_pwlu(input, points, left_bound, right_bound, left_slope, right_slope);
-  at::Tensor x;
-  View view;
-  std::tie(x, view) = dense(input);
-  at::Tensor y = at::empty_like(x);
-  if (x.numel() == 0) return y;
+  const Seen seen(input);
+  if (input.numel() == 0) return seen.result();
   const at::Tensor given[] = {points, left_bound, right_bound, left_slope,
                               right_slope};
   AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, x.scalar_type(), "pwlu", [&] {
+      at::kHalf, at::kBFloat16, input.scalar_type(), "pwlu", [&] {
         using T = math_t<scalar_t>;
         const Tables<T> tables(PwluParameters<T>(given), /*starts=*/true);
-        const Tiles<scalar_t> tiles(view);
-        const int64_t stride = tiles.stride();
-        const scalar_t* x_data = const_data<scalar_t>(x);
-        scalar_t* y_data = mutable_data<scalar_t>(y);
-        tiles.for_blocks(
-            [&](int64_t n, int64_t c, int64_t, int64_t p, int length) {
-              T x_buffer[kBlock], y_buffer[kBlock];
-              const int64_t at = tiles.offset(n, c, p);
-              const T* from = load(x_data + at, stride, length, x_buffer);
-              T* to = target(y_data + at, stride, y_buffer);
-              forward_block(from, to, length, tables.of(c));
-              store(to, y_data + at, stride, length);
-            });
+        const Tiles<scalar_t> tiles(seen.view);
+        const Steps of_x = seen.x.steps, of_y = seen.out.steps;
+        const scalar_t* x_data = const_data<scalar_t>(seen.x.tensor);
+        scalar_t* y_data = mutable_data<scalar_t>(seen.out.tensor);
+        tiles.for_blocks([&](int64_t n, int64_t c, int64_t, int64_t p,
+                             int length) {
+          T x_buffer[kBlock], y_buffer[kBlock];
+          scalar_t* y_here = y_data + of_y.to(n, c, p);
+          const T* from =
+              load(x_data + of_x.to(n, c, p), of_x.place, length, x_buffer);
+          T* to = target(y_here, of_y.place, y_buffer);
+          forward_block(from, to, length, tables.of(c));
+          store(to, y_here, of_y.place, length);
+        });
       });
-  return y;
+  return seen.result();
 }
 
 // The gradients of all units' parameters, one row each: of points, bounds and
@@ -243,11 +241,9 @@ Gradients<6> pwlu_backward_cpu(const at::Tensor& grad_output,
                                const at::Tensor& left_slope,
                                const at::Tensor& right_slope, Asked<6> asked) {
   check_pwlu(input, points, left_bound, right_bound, left_slope, right_slope);
-  at::Tensor x;
-  View view;
-  std::tie(x, view) = dense(input);
-  const at::Tensor grad = like(grad_output, x, view);
-  const at::Tensor dx = at::empty_like(x);
+  const Seen seen(input);
+  const View& view = seen.view;
+  const Array grad = seen.like(grad_output, "the gradient");
   const at::Tensor given[] = {points, left_bound, right_bound, left_slope,
                               right_slope};
   const bool all = std::any_of(asked.begin() + 1, asked.end(),
@@ -255,7 +251,7 @@ Gradients<6> pwlu_backward_cpu(const at::Tensor& grad_output,
   int64_t units = 0;
   std::vector<double> gradients;
   AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, x.scalar_type(), "pwlu_backward", [&] {
+      at::kHalf, at::kBFloat16, input.scalar_type(), "pwlu_backward", [&] {
         using T = math_t<scalar_t>;
         const PwluParameters<T> parameters(given);
         units = parameters.units;
@@ -266,26 +262,29 @@ Gradients<6> pwlu_backward_cpu(const at::Tensor& grad_output,
             at::empty({all ? view.channels * rows * bins : 0},
                       c10::CppTypeToScalarType<T>::value);
         T* sums_data = mutable_data<T>(sums);
-        if (x.numel() != 0) {
+        if (input.numel() != 0) {
           const Tables<T> tables(parameters, /*starts=*/false);
-          const int64_t stride = tiles.stride();
-          const scalar_t* x_data = const_data<scalar_t>(x);
-          const scalar_t* g_data = const_data<scalar_t>(grad);
-          scalar_t* dx_data = mutable_data<scalar_t>(dx);
+          const Steps of_x = seen.x.steps, of_dx = seen.out.steps;
+          const Steps of_grad = grad.steps;
+          const scalar_t* x_data = const_data<scalar_t>(seen.x.tensor);
+          const scalar_t* g_data = const_data<scalar_t>(grad.tensor);
+          scalar_t* dx_data = mutable_data<scalar_t>(seen.out.tensor);
           tiles.for_blocks([&](int64_t n, int64_t c, int64_t chunk, int64_t p,
                                int length) {
             T x_buffer[kBlock], g_buffer[kBlock], dx_buffer[kBlock];
-            const int64_t at = tiles.offset(n, c, p);
-            const T* from = load(x_data + at, stride, length, x_buffer);
-            const T* g = load(g_data + at, stride, length, g_buffer);
-            T* to = target(dx_data + at, stride, dx_buffer);
+            scalar_t* dx_here = dx_data + of_dx.to(n, c, p);
+            const T* from =
+                load(x_data + of_x.to(n, c, p), of_x.place, length, x_buffer);
+            const T* g = load(g_data + of_grad.to(n, c, p), of_grad.place,
+                              length, g_buffer);
+            T* to = target(dx_here, of_dx.place, dx_buffer);
             T* sum = nullptr;
             if (all) {
               sum = sums_data + (c * rows + n * tiles.chunks + chunk) * bins;
               if (p == chunk * kChunk) std::fill(sum, sum + bins, T(0));
             }
             backward_block(g, from, to, length, tables.of(c), sum);
-            store(to, dx_data + at, stride, length);
+            store(to, dx_here, of_dx.place, length);
           });
         }
         if (all) {
@@ -300,7 +299,7 @@ Gradients<6> pwlu_backward_cpu(const at::Tensor& grad_output,
     return i == 0 ? columns(gradients, units, 0, values, points)
                   : columns(gradients, units, values + i - 1, 1, given[i]);
   };
-  return {asked[0] ? dx : at::Tensor(),
+  return {asked[0] ? seen.result() : at::Tensor(),
           column(0),
           column(1),
           column(2),

@@ -73,14 +73,6 @@ struct Tiles {
     });
   }
 
-  int64_t offset(int64_t sample, int64_t channel, int64_t p) const {
-    return view.channels_last
-               ? (sample * view.inner + p) * view.channels + channel
-               : (sample * view.channels + channel) * view.inner + p;
-  }
-
-  int64_t stride() const { return view.channels_last ? view.channels : 1; }
-
   View view;
   int64_t width, groups, chunks;
 };

@@ -12,20 +12,19 @@ namespace {
 constexpr int kAconThreads = 256;
 constexpr int64_t kAconChunk = 4096, kAconPixels = 32;
 
-// Arrays as (N, C, ...) in memory order. beta and dbeta where beta is one
-// number per element.
+// beta and dbeta where beta is one number per element.
 template <typename scalar_t>
 struct AconArrays {
-  const scalar_t* x;
-  const scalar_t* grad;
-  scalar_t* out;  // y or dx
-  const math_t<scalar_t>* beta;
-  math_t<scalar_t>* dbeta;
+  Elements<const scalar_t> x, grad;
+  Elements<scalar_t> out;  // y or dx
+  Elements<const math_t<scalar_t>> beta;
+  Elements<math_t<scalar_t>> dbeta;
 };
 
 // What one thread computes. Sums are of g x G (for p1), g x, and g df/dbeta.
 // kUnits: 1, or a unit per element of a vector.
-template <typename scalar_t, int kUnits, bool kElement, Pass kPass>
+template <typename scalar_t, bool kPixels, int kUnits, bool kElement,
+          Pass kPass>
 struct AconBody {
   using T = math_t<scalar_t>;
   static constexpr bool kBackward = kPass != Pass::kForward;
@@ -41,6 +40,41 @@ struct AconBody {
     Vector<T, V> beta;
   };
 
+  // At a place of a channel, from which on elements are counted.
+  __device__ __forceinline__ void enter(int64_t sample, int64_t channel,
+                                        int64_t place) {
+    x.enter(arrays.x, sample, channel, place);
+    out.enter(arrays.out, sample, channel, place);
+    if constexpr (kBackward) grad.enter(arrays.grad, sample, channel, place);
+    if constexpr (kElement) {
+      beta_here.enter(arrays.beta, sample, channel, place);
+      if constexpr (kAll) dbeta.enter(arrays.dbeta, sample, channel, place);
+    }
+  }
+
+  __device__ __forceinline__ void advance(int elements) {
+    x.data += elements;
+    out.data += elements;
+    if constexpr (kBackward) grad.data += elements;
+    if constexpr (kElement) {
+      beta_here.data += elements;
+      if constexpr (kAll) dbeta.data += elements;
+    }
+  }
+
+  // Elements up to the first vector, more than there are if there is none.
+  template <int V>
+  __device__ __forceinline__ int head() const {
+    const int found = out.template head<V>();
+    bool alike = x.template head<V>() == found;
+    if constexpr (kBackward) alike &= grad.template head<V>() == found;
+    if constexpr (kElement) {
+      alike &= beta_here.template head<V>() == found;
+      if constexpr (kAll) alike &= dbeta.template head<V>() == found;
+    }
+    return alike ? found : std::numeric_limits<int>::max();
+  }
+
   __device__ __forceinline__ AconBody(const AconArrays<scalar_t>& arrays,
                                       const AconView<T>& numbers,
                                       int64_t sample, int64_t channel)
@@ -55,45 +89,49 @@ struct AconBody {
   }
 
   template <int V>
-  __device__ __forceinline__ Loaded<V> load(int64_t at) const {
+  __device__ __forceinline__ Loaded<V> load(int at) const {
     Loaded<V> loaded;
-    loaded.x = mm_acon::load<V>(arrays.x, at);
-    if constexpr (kBackward) loaded.grad = mm_acon::load<V>(arrays.grad, at);
-    if constexpr (kElement) loaded.beta = mm_acon::load<V>(arrays.beta, at);
+    loaded.x = x.template load<V>(at);
+    if constexpr (kBackward) loaded.grad = grad.template load<V>(at);
+    if constexpr (kElement) loaded.beta = beta_here.template load<V>(at);
     return loaded;
   }
 
   template <int V>
-  __device__ __forceinline__ void apply(const Loaded<V>& loaded, int64_t at) {
+  __device__ __forceinline__ void apply(const Loaded<V>& loaded, int at) {
     Vector<scalar_t, V> result;
-    Vector<T, V> dbeta;
+    Vector<T, V> to_beta;
 #pragma unroll
     for (int e = 0; e < V; ++e) {
       const int k = kUnits == 1 ? 0 : e;
-      const T x = loaded.x.number(e);
+      const T value = loaded.x.number(e);
       const T b = kElement ? loaded.beta.at[e] : beta[k];
       if constexpr (kBackward) {
         const T g = loaded.grad.number(e);
-        const AconSlopes<T> slopes = acon_slopes(x, d[k], p2[k], b);
+        const AconSlopes<T> slopes = acon_slopes(value, d[k], p2[k], b);
         result.at[e] = g * slopes.x;
         if constexpr (kAll) {
           sums[0][k] += g * slopes.p1;
-          sums[1][k] += g * x;
+          sums[1][k] += g * value;
           if constexpr (kElement) {
-            dbeta.at[e] = g * slopes.beta;
+            to_beta.at[e] = g * slopes.beta;
           } else {
             sums[2][k] += g * slopes.beta;
           }
         }
       } else {
-        result.at[e] = acon(x, d[k], p2[k], b);
+        result.at[e] = acon(value, d[k], p2[k], b);
       }
     }
-    store(arrays.out, at, result);
-    if constexpr (kElement && kAll) store(arrays.dbeta, at, dbeta);
+    out.store(at, result);
+    if constexpr (kElement && kAll) dbeta.store(at, to_beta);
   }
 
-  AconArrays<scalar_t> arrays;
+  const AconArrays<scalar_t>& arrays;
+  Cursor<const scalar_t, kPixels> x, grad;
+  Cursor<scalar_t, kPixels> out;
+  Cursor<const T, kPixels> beta_here;
+  Cursor<T, kPixels> dbeta;
   T d[kUnits], p2[kUnits], beta[kUnits], sums[3][kUnits] = {};
 };
 
@@ -110,7 +148,7 @@ __global__ void __launch_bounds__(kAconThreads)
   const int64_t channel = row - sample * rows.channels;
   const bool exists = sample < rows.samples;
   // A lane without a chunk takes part in the sums of its warp.
-  AconBody<scalar_t, 1, kElement, kPass> body(
+  AconBody<scalar_t, false, 1, kElement, kPass> body(
       arrays, numbers, exists ? sample : 0, exists ? channel : 0);
   if (exists) rows.walk<kVector<scalar_t>>(body, sample, channel, chunk);
   if constexpr (kPass == Pass::kAll) {
@@ -131,7 +169,7 @@ __global__ void __launch_bounds__(kAconThreads)
   using T = math_t<scalar_t>;
   const Place<K> place(pixels);
   // Lanes without channels compute nothing, with the first channel's numbers.
-  AconBody<scalar_t, K, kElement, kPass> body(
+  AconBody<scalar_t, true, K, kElement, kPass> body(
       arrays, numbers, place.sample,
       place.channel < pixels.channels ? place.channel : 0);
   place.walk(body, pixels);
@@ -182,33 +220,50 @@ __global__ void __launch_bounds__(1024)
   }
 }
 
-// One pass; grad is undefined in a forward one. Writes y or dx to out, which
-// has x's memory layout, and gives the parameters' gradients.
+// One pass; there is no grad in a forward one. Writes y or dx to seen.out and
+// gives the parameters' gradients.
 template <typename scalar_t, Pass kPass>
-Gradients<3> acon_run(const at::Tensor& grad, const at::Tensor& x,
+Gradients<3> acon_run(const Seen& seen, const Array& grad,
                       const at::Tensor& p1, const at::Tensor& p2,
-                      const at::Tensor& beta, const View& shape,
-                      const Asked<4>& asked, const at::Tensor& out) {
+                      const at::Tensor& beta, const Asked<4>& asked) {
   using T = math_t<scalar_t>;
   constexpr bool kBackward = kPass != Pass::kForward;
   constexpr bool kAll = kPass == Pass::kAll;
-  const AconParameters<T> parameters(p1, p2, beta, x, shape);
+  const AconParameters<T> parameters(p1, p2, beta, seen);
   const AconView<T>& numbers = parameters.numbers;
   const bool per_element = parameters.kind == BetaKind::kElement;
   const bool per_sample = parameters.kind == BetaKind::kSample;
   const bool single_unit =
       p1.size(0) == 1 && p2.size(0) == 1 && (per_element || beta.size(0) == 1);
-  const View view = per_sample ? shape : merge_samples(shape, single_unit);
 
+  AconArrays<scalar_t> arrays;
+  arrays.x = {const_data<scalar_t>(seen.x.tensor), seen.x.steps};
+  arrays.out = {mutable_data<scalar_t>(seen.out.tensor), seen.out.steps};
+  arrays.grad = {nullptr, seen.x.steps};
+  if (kBackward) arrays.grad = {const_data<scalar_t>(grad.tensor), grad.steps};
+  arrays.beta = {nullptr, seen.x.steps};
+  arrays.dbeta = {nullptr, seen.out.steps};
   at::Tensor dbeta;
-  if (kAll && per_element) dbeta = at::empty_like(parameters.held[2]);
-  const AconArrays<scalar_t> arrays{
-      const_data<scalar_t>(x),
-      kBackward ? const_data<scalar_t>(grad) : nullptr,
-      mutable_data<scalar_t>(out), per_element ? numbers.beta : nullptr,
-      dbeta.defined() ? mutable_data<T>(dbeta) : nullptr};
-  const bool vectors =
-      aligned({arrays.x, arrays.grad, arrays.out, arrays.beta, arrays.dbeta});
+  if (per_element) {
+    arrays.beta = {numbers.beta, parameters.steps};
+    if (kAll) {
+      dbeta = at::empty_like(seen.out.tensor, parameters.held[2].options());
+      arrays.dbeta.data = mutable_data<T>(dbeta);
+    }
+  }
+  const View view = per_sample
+                        ? seen.view
+                        : merge_samples(seen.view, single_unit,
+                                        {&arrays.x.steps, &arrays.grad.steps,
+                                         &arrays.out.steps, &arrays.beta.steps,
+                                         &arrays.dbeta.steps});
+  const auto own = [&](int vector) {
+    return owns(arrays.x, view.channels, vector) &&
+           owns(arrays.grad, view.channels, vector) &&
+           owns(arrays.out, view.channels, vector) &&
+           owns(arrays.beta, view.channels, vector) &&
+           owns(arrays.dbeta, view.channels, vector);
+  };
 
   at::Tensor sums;
   int64_t chunks;
@@ -229,13 +284,13 @@ Gradients<3> acon_run(const at::Tensor& grad, const at::Tensor& x,
   };
   const auto run = [&](auto element) {
     if (!view.channels_last) {
-      const Rows rows(view, kAconChunk, kVector<scalar_t>, vectors);
+      const Rows rows(view, kAconChunk, kVector<scalar_t>);
       chunks = rows.chunks;
       launch(acon_rows<scalar_t, decltype(element)::value, kPass>,
              ceil_div(view.samples * view.channels * chunks * rows.lanes(),
                       kAconThreads),
              kAconThreads, 0, rows, arrays, numbers, make_sums());
-    } else if (vectors && view.channels % kChannels<scalar_t> == 0) {
+    } else if (own(kChannels<scalar_t>)) {
       run_pixels(std::integral_constant<int, kChannels<scalar_t>>(), element);
     } else {
       run_pixels(std::integral_constant<int, 1>(), element);
@@ -266,7 +321,7 @@ Gradients<3> acon_run(const at::Tensor& grad, const at::Tensor& x,
            p2_data, beta_data);
   }
   if (per_element) {
-    to_beta = dbeta.to(beta.scalar_type()).view_as(beta);
+    to_beta = seen.result(dbeta.to(beta.scalar_type()));
   } else if (per_sample && asked[3]) {
     to_beta = to_beta.view({view.samples, view.channels});
     if (beta.size(1) != view.channels) to_beta = to_beta.sum(1, true);
@@ -281,16 +336,12 @@ at::Tensor acon_cuda(const at::Tensor& input, const at::Tensor& p1,
                      const at::Tensor& p2, const at::Tensor& beta) {
   check_acon(input, p1, p2, beta);
   const DeviceGuard guard(input.device());
-  at::Tensor x;
-  View shape;
-  std::tie(x, shape) = dense(input);
-  const at::Tensor y = at::empty_like(x);
-  if (x.numel() == 0) return y;
+  const Seen seen(input);
+  if (input.numel() == 0) return seen.result();
   AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, x.scalar_type(), "acon", [&] {
-        acon_run<scalar_t, Pass::kForward>({}, x, p1, p2, beta, shape, {}, y);
-      });
-  return y;
+      at::kHalf, at::kBFloat16, input.scalar_type(), "acon",
+      [&] { acon_run<scalar_t, Pass::kForward>(seen, {}, p1, p2, beta, {}); });
+  return seen.result();
 }
 
 Gradients<4> acon_backward_cuda(const at::Tensor& grad_output,
@@ -299,13 +350,10 @@ Gradients<4> acon_backward_cuda(const at::Tensor& grad_output,
                                 Asked<4> asked) {
   check_acon(input, p1, p2, beta);
   const DeviceGuard guard(input.device());
-  at::Tensor x;
-  View shape;
-  std::tie(x, shape) = dense(input);
-  const at::Tensor grad = like(grad_output, x, shape);
-  const at::Tensor dx = at::empty_like(x);
+  const Seen seen(input);
+  const Array grad = seen.like(grad_output, "the gradient");
   Gradients<3> to;
-  if (x.numel() == 0) {
+  if (input.numel() == 0) {
     const auto zeros = [](const at::Tensor& parameter, bool wanted) {
       return wanted ? at::zeros(parameter.sizes(), parameter.options())
                     : at::Tensor();
@@ -313,16 +361,16 @@ Gradients<4> acon_backward_cuda(const at::Tensor& grad_output,
     to = {zeros(p1, asked[1]), zeros(p2, asked[2]), zeros(beta, asked[3])};
   } else {
     AT_DISPATCH_FLOATING_TYPES_AND2(
-        at::kHalf, at::kBFloat16, x.scalar_type(), "acon_backward", [&] {
+        at::kHalf, at::kBFloat16, input.scalar_type(), "acon_backward", [&] {
           to = asked[1] || asked[2] || asked[3]
-                   ? acon_run<scalar_t, Pass::kAll>(grad, x, p1, p2, beta,
-                                                    shape, asked, dx)
-                   : acon_run<scalar_t, Pass::kSlope>(grad, x, p1, p2, beta,
-                                                      shape, asked, dx);
+                   ? acon_run<scalar_t, Pass::kAll>(seen, grad, p1, p2, beta,
+                                                    asked)
+                   : acon_run<scalar_t, Pass::kSlope>(seen, grad, p1, p2, beta,
+                                                      asked);
         });
   }
   auto& [to_p1, to_p2, to_beta] = to;
-  return {asked[0] ? dx : at::Tensor(), to_p1, to_p2,
+  return {asked[0] ? seen.result() : at::Tensor(), to_p1, to_p2,
           asked[3] ? to_beta : at::Tensor()};
 }
 

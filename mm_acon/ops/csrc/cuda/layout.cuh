@@ -49,8 +49,10 @@ template <typename T>
 constexpr int kChannels = std::min(4, kVector<T>);  // of a pixel
 
 template <int V, typename T>
-__device__ __forceinline__ Vector<T, V> load(const T* from, int64_t at) {
-  return read(reinterpret_cast<const Vector<T, V>*>(from + at));
+__device__ __forceinline__ Vector<std::remove_const_t<T>, V> load(T* from,
+                                                                  int64_t at) {
+  return read(
+      reinterpret_cast<const Vector<std::remove_const_t<T>, V>*>(from + at));
 }
 
 // `at` is a multiple of V, but the compiler stores the elements one by one
@@ -61,24 +63,62 @@ __device__ __forceinline__ void store(T* to, int64_t at,
   write(reinterpret_cast<Vector<T, V>*>(to + (at & -V)), vector);
 }
 
-inline bool aligned(std::initializer_list<const void*> pointers) {
-  return std::all_of(pointers.begin(), pointers.end(), [](const void* p) {
-    return reinterpret_cast<uintptr_t>(p) % 32 == 0;
-  });
-}
+// An array on the device.
+template <typename T>
+struct Elements {
+  T* data = nullptr;
+  Steps steps{};
+};
+
+// Reads and writes an array from a chunk of a row on, or from a place of a
+// channel on: element i, or V channels of place i.
+template <typename T, bool kPixels>
+struct Cursor {
+  __device__ __forceinline__ void enter(const Elements<T>& array,
+                                        int64_t sample, int64_t channel,
+                                        int64_t place) {
+    data = array.data + array.steps.to(sample, channel, place);
+    if constexpr (kPixels) step = array.steps.place;
+  }
+
+  __device__ __forceinline__ int64_t offset(int i) const {
+    if constexpr (kPixels) return i * step;
+    return i;
+  }
+
+  template <int V>
+  __device__ __forceinline__ auto load(int i) const {
+    return mm_acon::load<V>(data, offset(i));
+  }
+
+  template <int V>
+  __device__ __forceinline__ void store(int i, const Vector<T, V>& v) const {
+    mm_acon::store(data, offset(i), v);
+  }
+
+  // Elements up to the first that a vector can start with.
+  template <int V>
+  __device__ __forceinline__ int head() const {
+    const auto index = reinterpret_cast<uintptr_t>(data) / sizeof(T);
+    return static_cast<int>(-index & (V - 1));
+  }
+
+  T* data;
+  int64_t step;
+};
 
 // Has body load and compute the vectors first, first + step, ... below count,
-// with first < step; vector i lies at begin + i * stride. Several are loaded
-// before the first is used, so that the memory always has work. As long as
-// there are enough for all threads, that is done without branches, so that the
-// compiler can mix the vectors' instructions.
+// with first < step; vector i lies at i * stride. Several are loaded before
+// the first is used, so that the memory always has work. As long as there are
+// enough for all threads, that is done without branches, so that the compiler
+// can mix the vectors' instructions.
 template <int V, typename Body>
-__device__ __forceinline__ void walk(Body& body, int64_t begin, int64_t stride,
-                                     int first, int count, int step) {
+__device__ __forceinline__ void walk(Body& body, int stride, int first,
+                                     int count, int step) {
   constexpr int kInFlight =
       std::clamp<int>(Body::kInFlight / (V * Body::kBytes), 1, 8);
-  const int64_t jump = step * stride;
-  int64_t at = begin + first * stride;
+  const int jump = step * stride;
+  int at = first * stride;
   const auto batch = [&](auto whole, int left) {
     typename Body::template Loaded<V> loaded[kInFlight];
 #pragma unroll
@@ -103,13 +143,12 @@ __device__ __forceinline__ void walk(Body& body, int64_t begin, int64_t stride,
 // Contiguous memory: rows cut into chunks, each of which is walked by a warp,
 // or by fewer lanes where rows are short.
 struct Rows {
-  Rows(const View& view, int64_t longest, int vector, bool aligned)
+  Rows(const View& view, int64_t longest, int vector)
       : samples(view.samples),
         channels(view.channels),
         inner(view.inner),
         length(static_cast<int>(chunk_length(inner, longest, vector))),
-        chunks(ceil_div(inner, length)),
-        aligned(aligned) {
+        chunks(ceil_div(inner, length)) {
     const int64_t vectors = ceil_div(std::min<int64_t>(inner, length), vector);
     while (lanes() < kWarp && lanes() < vectors) ++log2_lanes;
   }
@@ -130,22 +169,24 @@ struct Rows {
   }
 
   // A chunk whose ends are not aligned starts and ends with single elements.
+  // So does all of it where the arrays are not aligned alike.
   template <int V, typename Body>
   __device__ __forceinline__ void walk(Body& body, int64_t sample,
                                        int64_t channel, int64_t chunk) const {
     const int64_t from = chunk * length, left = inner - from;
-    const int64_t begin = (sample * channels + channel) * inner + from;
     const int size = left < length ? static_cast<int>(left) : length;
-    int head = aligned ? static_cast<int>(-begin & (V - 1)) : size;
+    body.enter(sample, channel, from);
+    int head = body.template head<V>();
     head = head < size ? head : size;
+    body.advance(head);
     const int vectors = (size - head) / V, single = size - vectors * V;
     const auto at = [&](int i) {
-      return begin + (i < head ? i : i + vectors * V);
+      return i < head ? i - head : i - head + vectors * V;
     };
     int i = lane();
     typename Body::template Loaded<1> loaded;
     if (i < single) loaded = body.template load<1>(at(i));
-    mm_acon::walk<V>(body, begin + head, V, lane(), vectors, lanes());
+    mm_acon::walk<V>(body, V, lane(), vectors, lanes());
     while (i < single) {
       body.template apply<1>(loaded, at(i));
       i += lanes();
@@ -157,7 +198,6 @@ struct Rows {
   int length;
   int64_t chunks;
   int log2_lanes = 0;
-  bool aligned;
 };
 
 // channels_last memory: a lane owns `vector` neighbouring channels. Up to 32
@@ -199,18 +239,18 @@ struct Place {
     channel = first_channel + group * K;
     first = warp * pixels.per_warp + row;
     sample = segment / pixels.chunks;
-    const int64_t from = (segment - sample * pixels.chunks) * pixels.length;
+    from = (segment - sample * pixels.chunks) * pixels.length;
     const int64_t left = pixels.inner - from;
     count = left < pixels.length ? static_cast<int>(left) : pixels.length;
     // A lane too many.
     if (row >= pixels.per_warp || channel >= pixels.channels) count = 0;
-    begin = (sample * pixels.inner + from) * pixels.channels + channel;
   }
 
   template <typename Body>
   __device__ __forceinline__ void walk(Body& body,
                                        const Pixels& pixels) const {
-    mm_acon::walk<K>(body, begin, pixels.channels, first, count,
+    body.enter(sample, channel < pixels.channels ? channel : 0, from);
+    mm_acon::walk<K>(body, 1, first, count,
                      static_cast<int>(blockDim.x / kWarp) * pixels.per_warp);
   }
 
@@ -218,7 +258,7 @@ struct Place {
   int64_t first_channel;  // of the tile
   int64_t channel;        // of the lane
   int64_t segment, sample;
-  int64_t begin;
+  int64_t from;  // the first place
   int first, count;
 };
 
@@ -261,15 +301,53 @@ inline int sum_threads(int64_t count, int width) {
   return count * width > 8192 ? 1024 : 128;
 }
 
-// For what depends on the channel alone: channels_last memory is one sample,
-// as is a batch without spatial axes, and for a single unit everything is one
-// row.
-inline View merge_samples(const View& view, bool single_unit) {
-  if (single_unit) return {1, 1, view.size(), false};
-  if (view.channels_last || view.inner == 1) {
-    return {1, view.channels, view.samples * view.inner, true};
+// For what depends on the channel alone, samples are put together where all
+// arrays let that be: channels_last memory is one sample, as is a batch
+// without spatial axes, and for a single unit everything is one row.
+inline View merge_samples(const View& view, bool single_unit,
+                          std::initializer_list<Steps*> arrays) {
+  const auto all = [&](const auto& holds) {
+    return std::all_of(arrays.begin(), arrays.end(),
+                       [&](const Steps* steps) { return holds(*steps); });
+  };
+  const auto change = [&](const View& merged, const auto& to) {
+    for (Steps* steps : arrays) *steps = to(*steps);
+    return merged;
+  };
+  const int64_t places = view.samples * view.inner;
+  if (single_unit && all([&](const Steps& s) {
+        const int64_t place = view.channels_last ? view.channels : 1;
+        const int64_t channel = view.channels_last ? 1 : view.inner;
+        return (view.inner == 1 || s.place == place) &&
+               (view.channels == 1 || s.channel == channel) &&
+               (view.samples == 1 || s.sample == view.channels * view.inner);
+      })) {
+    return change({1, 1, view.size(), false},
+                  [](const Steps&) { return Steps{0, 0, 1}; });
+  }
+  if (view.channels_last && all([&](const Steps& s) {
+        return view.samples == 1 || s.sample == view.inner * s.place;
+      })) {
+    return change({1, view.channels, places, true},
+                  [](const Steps& s) { return Steps{0, 1, s.place}; });
+  }
+  if (!view.channels_last && view.inner == 1 && all([&](const Steps& s) {
+        return s.channel == 1 || view.channels == 1;
+      })) {
+    return change({1, view.channels, places, true},
+                  [](const Steps& s) { return Steps{0, 1, s.sample}; });
   }
   return view;
+}
+
+// Whether lanes of channels_last memory can own `vector` channels each.
+template <typename T>
+bool owns(const Elements<T>& array, int64_t channels, int vector) {
+  const Steps& s = array.steps;
+  return array.data == nullptr ||
+         (reinterpret_cast<uintptr_t>(array.data) % 32 == 0 &&
+          channels % vector == 0 && s.place % vector == 0 &&
+          s.sample % vector == 0);
 }
 
 // A gradient with a row per unit, in the shape and dtype of its parameter.

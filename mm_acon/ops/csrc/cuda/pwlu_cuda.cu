@@ -42,9 +42,8 @@ __device__ __forceinline__ void fill_table(const PwluView<T>& numbers,
 
 template <typename scalar_t>
 struct PwluArrays {
-  const scalar_t* x;
-  const scalar_t* grad;
-  scalar_t* out;  // y or dx
+  Elements<const scalar_t> x, grad;
+  Elements<scalar_t> out;  // y or dx
 };
 
 // Sums of one piece: of g and of g (x - knot).
@@ -82,6 +81,7 @@ struct PwluBody {
   using T = math_t<scalar_t>;
   static constexpr bool kBackward = kPass != Pass::kForward;
   static constexpr bool kAll = kPass == Pass::kAll;
+  static constexpr bool kPixels = kStride != 1;
   // Bytes that a thread has on their way, and those of an element.
   static constexpr int kInFlight = kStride == 1 ? 32 : 64;
   static constexpr int kBytes = (kBackward ? 2 : 1) * sizeof(scalar_t);
@@ -101,36 +101,59 @@ struct PwluBody {
     }
   }
 
+  // At a place of a channel, from which on elements are counted.
+  __device__ __forceinline__ void enter(int64_t sample, int64_t channel,
+                                        int64_t place) {
+    x.enter(arrays.x, sample, channel, place);
+    out.enter(arrays.out, sample, channel, place);
+    if constexpr (kBackward) grad.enter(arrays.grad, sample, channel, place);
+  }
+
+  __device__ __forceinline__ void advance(int elements) {
+    x.data += elements;
+    out.data += elements;
+    if constexpr (kBackward) grad.data += elements;
+  }
+
+  // Elements up to the first vector, more than there are if there is none.
   template <int V>
-  __device__ __forceinline__ Loaded<V> load(int64_t at) const {
+  __device__ __forceinline__ int head() const {
+    const int found = out.template head<V>();
+    bool alike = x.template head<V>() == found;
+    if constexpr (kBackward) alike &= grad.template head<V>() == found;
+    return alike ? found : std::numeric_limits<int>::max();
+  }
+
+  template <int V>
+  __device__ __forceinline__ Loaded<V> load(int at) const {
     Loaded<V> loaded;
-    loaded.x = mm_acon::load<V>(arrays.x, at);
-    if constexpr (kBackward) loaded.grad = mm_acon::load<V>(arrays.grad, at);
+    loaded.x = x.template load<V>(at);
+    if constexpr (kBackward) loaded.grad = grad.template load<V>(at);
     return loaded;
   }
 
   template <int V>
   __device__ __forceinline__ void apply(const Loaded<V>& loaded,
-                                        int64_t at) const {
+                                        int at) const {
     Vector<scalar_t, V> result;
     Bin<T>* bin[V];
     T from_knot[V];
 #pragma unroll
     for (int e = 0; e < V; ++e) {
       const int unit = kUnits == 1 ? 0 : e;
-      const T x = loaded.x.number(e);
+      const T value = loaded.x.number(e);
       if constexpr (kBackward) {
-        const int j = table[unit].find(x);
+        const int j = table[unit].find(value);
         result.at[e] = loaded.grad.number(e) * table[unit].slope(j);
         if constexpr (kAll) {
-          from_knot[e] = x - table[unit].knot(j);
+          from_knot[e] = value - table[unit].knot(j);
           bin[e] = bins + (j * kUnits + unit) * threads;
         }
       } else {
-        result.at[e] = table[unit].value(x);
+        result.at[e] = table[unit].value(value);
       }
     }
-    store(arrays.out, at, result);
+    out.store(at, result);
     if constexpr (kAll) {
       // The units of a vector have different bins: all can be read first.
 #pragma unroll
@@ -148,7 +171,9 @@ struct PwluBody {
     }
   }
 
-  PwluArrays<scalar_t> arrays;
+  const PwluArrays<scalar_t>& arrays;
+  Cursor<const scalar_t, kPixels> x, grad;
+  Cursor<scalar_t, kPixels> out;
   SharedTable<T, kStride, kPass> table[kUnits];
   Bin<T>* bins;  // this thread's first
   int threads;
@@ -342,7 +367,6 @@ at::Tensor pwlu_run(const PwluArrays<scalar_t>& arrays, const View& view,
   constexpr bool kAll = kPass == Pass::kAll;
   const PwluView<T>& numbers = parameters.numbers;
   const int pieces = numbers.pieces;
-  const bool vectors = aligned({arrays.x, arrays.grad, arrays.out});
   const SharedPlan<T, kPass> plan{pieces};
   const int64_t share = shared_of_each(kBlocksAtOnce);
   at::Tensor sums;
@@ -371,7 +395,9 @@ at::Tensor pwlu_run(const PwluArrays<scalar_t>& arrays, const View& view,
     check(kWarp);
     constexpr int K =
         kAll ? std::min(2, kChannels<scalar_t>) : kChannels<scalar_t>;
-    if (vectors && view.channels % K == 0 &&
+    if (owns(arrays.x, view.channels, K) &&
+        owns(arrays.grad, view.channels, K) &&
+        owns(arrays.out, view.channels, K) &&
         plan.bytes(K, K * kWarp, kThreads<kPass>) <= share) {
       run_pixels(std::integral_constant<int, K>());
     } else {
@@ -381,7 +407,7 @@ at::Tensor pwlu_run(const PwluArrays<scalar_t>& arrays, const View& view,
   }
   check(1);
   const int threads = plan.threads(1, 1, share);
-  const Rows rows(view, kPwluChunk, kVector<scalar_t>, vectors);
+  const Rows rows(view, kPwluChunk, kVector<scalar_t>);
   // Whole rounds of the block's groups of lanes, fewer in small tensors.
   const int64_t groups = threads / rows.lanes();
   const int64_t count = view.samples * rows.chunks;
@@ -396,6 +422,22 @@ at::Tensor pwlu_run(const PwluArrays<scalar_t>& arrays, const View& view,
   return sums;
 }
 
+// The arrays, and the view for which they are put together. There is no grad
+// in a forward pass.
+template <typename scalar_t>
+View prepare(const Seen& seen, const Array& grad, bool single_unit,
+             PwluArrays<scalar_t>* arrays) {
+  arrays->x = {const_data<scalar_t>(seen.x.tensor), seen.x.steps};
+  arrays->out = {mutable_data<scalar_t>(seen.out.tensor), seen.out.steps};
+  arrays->grad = {nullptr, seen.x.steps};
+  if (grad.tensor.defined()) {
+    arrays->grad = {const_data<scalar_t>(grad.tensor), grad.steps};
+  }
+  return merge_samples(
+      seen.view, single_unit,
+      {&arrays->x.steps, &arrays->grad.steps, &arrays->out.steps});
+}
+
 at::Tensor pwlu_cuda(const at::Tensor& input, const at::Tensor& points,
                      const at::Tensor& left_bound,
                      const at::Tensor& right_bound,
@@ -403,22 +445,18 @@ at::Tensor pwlu_cuda(const at::Tensor& input, const at::Tensor& points,
                      const at::Tensor& right_slope) {
   check_pwlu(input, points, left_bound, right_bound, left_slope, right_slope);
   const DeviceGuard guard(input.device());
-  at::Tensor x;
-  View shape;
-  std::tie(x, shape) = dense(input);
-  const at::Tensor y = at::empty_like(x);
-  if (x.numel() == 0) return y;
+  const Seen seen(input);
+  if (input.numel() == 0) return seen.result();
   const at::Tensor given[] = {points, left_bound, right_bound, left_slope,
                               right_slope};
   AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, x.scalar_type(), "pwlu", [&] {
+      at::kHalf, at::kBFloat16, input.scalar_type(), "pwlu", [&] {
         const PwluParameters<math_t<scalar_t>> parameters(given);
-        const PwluArrays<scalar_t> arrays{const_data<scalar_t>(x), nullptr,
-                                          mutable_data<scalar_t>(y)};
-        pwlu_run<Pass::kForward>(
-            arrays, merge_samples(shape, parameters.units == 1), parameters);
+        PwluArrays<scalar_t> arrays;
+        const View view = prepare(seen, {}, parameters.units == 1, &arrays);
+        pwlu_run<Pass::kForward>(arrays, view, parameters);
       });
-  return y;
+  return seen.result();
 }
 
 Gradients<6> pwlu_backward_cuda(
@@ -428,18 +466,15 @@ Gradients<6> pwlu_backward_cuda(
     const at::Tensor& right_slope, Asked<6> asked) {
   check_pwlu(input, points, left_bound, right_bound, left_slope, right_slope);
   const DeviceGuard guard(input.device());
-  at::Tensor x;
-  View shape;
-  std::tie(x, shape) = dense(input);
-  const at::Tensor grad = like(grad_output, x, shape);
-  const at::Tensor dx = at::empty_like(x);
+  const Seen seen(input);
+  const Array grad = seen.like(grad_output, "the gradient");
   const at::Tensor given[] = {points, left_bound, right_bound, left_slope,
                               right_slope};
   const bool all = std::any_of(asked.begin() + 1, asked.end(),
                                [](bool one) { return one; });
   at::Tensor to[5];
   AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, x.scalar_type(), "pwlu_backward", [&] {
+      at::kHalf, at::kBFloat16, input.scalar_type(), "pwlu_backward", [&] {
         using T = math_t<scalar_t>;
         const PwluParameters<T> parameters(given);
         PwluTargets<T> targets{};
@@ -450,29 +485,35 @@ Gradients<6> pwlu_backward_cuda(
           to[i] = at::empty(size, parameters.held[i].options());
           targets.data[i] = mutable_data<T>(to[i]);
         }
-        if (x.numel() == 0) {
+        if (input.numel() == 0) {
           for (at::Tensor& gradient : to) {
             if (gradient.defined()) gradient.zero_();
           }
           return;
         }
-        const PwluArrays<scalar_t> arrays{const_data<scalar_t>(x),
-                                          const_data<scalar_t>(grad),
-                                          mutable_data<scalar_t>(dx)};
-        const View view = merge_samples(shape, parameters.units == 1);
+        PwluArrays<scalar_t> arrays;
+        const View view = prepare(seen, grad, parameters.units == 1, &arrays);
         if (!all) {
           pwlu_run<Pass::kSlope>(arrays, view, parameters);
           return;
         }
         const at::Tensor sums = pwlu_run<Pass::kAll>(arrays, view, parameters);
-        const int64_t segments = sums.size(1), width = sums.size(2);
+        // A single unit whose channels were not put together sums over them.
+        const int64_t segments =
+            sums.size(0) * sums.size(1) / parameters.units;
+        const int64_t width = sums.size(2);
         const int threads = sum_threads(segments, width);
         launch(pwlu_finish<T>, parameters.units, threads,
                std::max<int64_t>(threads, width) * sizeof(double),
                const_data<T>(sums), segments, parameters.numbers, targets);
       });
   for (int i = 0; i < 5; ++i) to[i] = fit(to[i], given[i]);
-  return {asked[0] ? dx : at::Tensor(), to[0], to[1], to[2], to[3], to[4]};
+  return {asked[0] ? seen.result() : at::Tensor(),
+          to[0],
+          to[1],
+          to[2],
+          to[3],
+          to[4]};
 }
 
 }  // namespace
