@@ -103,7 +103,7 @@ class EfficientNetLite(StagedBackbone):
                     blocks.append(
                         InvertedResidual(in_channels, channels,
                                          in_channels * expansion, kernel_size,
-                                         stride, **self.configs))
+                                         stride, **self._configs(stride)))
                     in_channels, stride = channels, 1
             yield Sequential(*blocks)
         yield ConvModule(in_channels, self.last_channels, 1, **self.configs)

@@ -9,6 +9,7 @@ MMSegmentation load with prefix='backbone.'. Its config is printed, and kept in
 the checkpoint's meta. With --images, so are the network's best guesses.
 """
 import argparse
+import functools
 import os
 import os.path as osp
 import sys
@@ -26,6 +27,19 @@ from mm_acon import EfficientNetLite
 PREPROCESSOR = dict(mean=[127] * 3, std=[128] * 3, to_rgb=True)
 
 
+@functools.lru_cache(maxsize=None)
+def layout(arch: str) -> Dict[str, Tuple[int, ...]]:
+    """Names and shapes of a classifier's tensors, in the layers' order."""
+    with torch.device('meta'):
+        layers = EfficientNetLite(arch).state_dict()
+    wanted = {f'backbone.{key}': tuple(v.shape) for key, v in layers.items()}
+    width = EfficientNetLite.last_channels
+    return dict(wanted, **{
+        'head.fc.weight': (1000, width),
+        'head.fc.bias': (1000, )
+    })
+
+
 def convert(source: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], str]:
     """OpenMMLab's tensors, and which of the networks they are.
 
@@ -38,15 +52,8 @@ def convert(source: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], str]:
         ValueError: the names or shapes are those of another network.
     """
     for arch in EfficientNetLite.arch_settings:
-        with torch.device('meta'):
-            layers = EfficientNetLite(arch).state_dict()
-        wanted = {f'backbone.{key}': v.shape for key, v in layers.items()}
-        wanted.update({
-            'head.fc.weight': (1000, EfficientNetLite.last_channels),
-            'head.fc.bias': (1000, )
-        })
-        if kinds(source) == [(leaf(key), tuple(shape))
-                             for key, shape in wanted.items()]:
+        wanted = layout(arch)
+        if kinds(source) == [(leaf(key), wanted[key]) for key in wanted]:
             return dict(zip(wanted, source.values())), arch
     raise ValueError(
         'Expected the tensors of EfficientNet-Lite0 to Lite4 in the order of '
