@@ -221,7 +221,7 @@ def test_another_activation_is_one_option_away(name, act, kind, number):
 def readme_commands():
     """The config and the options of every training command that has some."""
     commands = re.findall(
-        r'^python tools/train.py configs/(\S+)\.py --cfg-options (.*)$',
+        r'^python tools/train.py configs/([^/\s]+)\.py --cfg-options (.*)$',
         README, re.M)
     for name, options in commands:
         options = dict(option.split('=', 1) for option in shlex.split(options))

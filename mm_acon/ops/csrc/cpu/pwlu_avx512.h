@@ -6,14 +6,14 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #define MM_ACON_HAS_AVX512_PATH 1
 
-// GCC before 13 warns of registers that its own intrinsics leave undefined on
-// purpose, where they are inlined.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
-#pragma GCC diagnostic pop
 
 #include "../pwlu_math.h"
+
+// GCC before 13 warns of registers that its own intrinsics leave undefined on
+// purpose, wherever they are inlined.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 namespace mm_acon {
 namespace avx512 {
@@ -190,5 +190,7 @@ MM_ACON_AVX512 inline void backward(const float* grad, const float* x,
 
 }  // namespace avx512
 }  // namespace mm_acon
+
+#pragma GCC diagnostic pop
 
 #endif
