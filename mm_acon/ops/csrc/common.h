@@ -166,6 +166,8 @@ class Seen {
     }
     *steps = {t.stride(0), t.stride(1),
               axes_.empty() ? 1 : t.stride(axes_.back())};
+    // Kernels count the steps between places in an int.
+    if (steps->place > std::numeric_limits<int>::max()) return false;
     return view.channels_last ? steps->channel == 1 || view.channels == 1
                               : steps->place == 1;
   }

@@ -55,12 +55,15 @@ __device__ __forceinline__ Vector<std::remove_const_t<T>, V> load(T* from,
       reinterpret_cast<const Vector<std::remove_const_t<T>, V>*>(from + at));
 }
 
-// `at` is a multiple of V, but the compiler stores the elements one by one
-// unless it sees that.
+// The compiler stores the elements one by one unless it knows of the
+// alignment.
 template <int V, typename T>
 __device__ __forceinline__ void store(T* to, int64_t at,
                                       const Vector<T, V>& vector) {
-  write(reinterpret_cast<Vector<T, V>*>(to + (at & -V)), vector);
+  using Stored = Vector<T, V>;
+  write(
+      static_cast<Stored*>(__builtin_assume_aligned(to + at, sizeof(Stored))),
+      vector);
 }
 
 // An array on the device.
@@ -78,11 +81,11 @@ struct Cursor {
                                         int64_t sample, int64_t channel,
                                         int64_t place) {
     data = array.data + array.steps.to(sample, channel, place);
-    if constexpr (kPixels) step = array.steps.place;
+    if constexpr (kPixels) step = static_cast<int>(array.steps.place);
   }
 
   __device__ __forceinline__ int64_t offset(int i) const {
-    if constexpr (kPixels) return i * step;
+    if constexpr (kPixels) return int64_t{i} * step;
     return i;
   }
 
@@ -104,7 +107,7 @@ struct Cursor {
   }
 
   T* data;
-  int64_t step;
+  int step;
 };
 
 // Has body load and compute the vectors first, first + step, ... below count,

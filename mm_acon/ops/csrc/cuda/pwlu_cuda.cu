@@ -83,7 +83,8 @@ struct PwluBody {
   static constexpr bool kAll = kPass == Pass::kAll;
   static constexpr bool kPixels = kStride != 1;
   // Bytes that a thread has on their way, and those of an element.
-  static constexpr int kInFlight = kStride == 1 ? 32 : 64;
+  // With more, a backward pass of half precision runs out of registers.
+  static constexpr int kInFlight = kStride == 1 ? 32 : kAll ? 48 : 64;
   static constexpr int kBytes = (kBackward ? 2 : 1) * sizeof(scalar_t);
 
   template <int V>
