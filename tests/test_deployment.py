@@ -3,6 +3,7 @@ import copy
 import pickle
 import runpy
 import sys
+from functools import partial
 from operator import getitem
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 import torch._dynamo
 import torch.nn.functional as F
 import torchvision
+from mmcv.cnn import build_conv_layer
 from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -145,6 +147,21 @@ def all_activations():
         nn.Conv2d(3, CHANNELS, 3, stride=2), nn.BatchNorm2d(CHANNELS), *acts,
         nn.AdaptiveAvgPool2d((3, 2)))
     return learnt(model)
+
+
+@EXPORTS
+def test_onnx_of_adaptive_padding(tmp_path):
+    """Even sizes are padded behind alone, odd ones on both sides."""
+    torch.manual_seed(0)
+    layer = partial(
+        build_conv_layer, dict(type='Conv2dAdaptivePadding'), stride=2)
+    model = nn.Sequential(
+        layer(3, 8, 3), layer(8, 8, 5, groups=8), layer(8, 4, 3))
+    path = tmp_path / 'model.onnx'
+    export_onnx(model, torch.randn(2, 3, 24, 28), path)
+    for shape in ((1, 3, 20, 16), (3, 3, 17, 29), (1, 3, 22, 27)):
+        difference, largest = compare_onnx(model, path, torch.randn(shape))
+        assert difference < 1e-5 * max(1, largest) and largest > .1
 
 
 @EXPORTS

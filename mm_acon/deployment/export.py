@@ -35,7 +35,7 @@ def export_onnx(model: nn.Module, inputs: Tensor, path: Union[str,
             f'at least 2, got {tuple(inputs.shape)}: from a batch of one '
             'torch.export concludes that every batch has one image.')
     dynamic = free_size()
-    model = _with_pools_of_any_size(fold_activations(model))
+    model = _for_any_size(fold_activations(model))
     with torch.no_grad():
         number = len(_tensors(model(inputs)))
     torch.onnx.export(
@@ -145,13 +145,46 @@ class _AdaptiveAvgPool(nn.Module):
         return inside.to(x.dtype) / (end - start)
 
 
-def _with_pools_of_any_size(model: nn.Module) -> nn.Module:
-    """Replaces the adaptive pools that have more than one window."""
+class _AdaptivePaddingConv(nn.Module):
+    """MMCV's Conv2dAdaptivePadding with a stride of 2, for any size.
+
+    Its output has half the pixels, rounded up; if their number is even, one
+    pixel less is padded in front. MMCV's own sums are nested by torch.export
+    from layer to layer, until they take minutes.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        return (type(conv).__name__ == 'Conv2dAdaptivePadding'
+                and conv.stride == (2, 2) and conv.dilation == (1, 1)
+                and all(size % 2 and size > 1 for size in conv.kernel_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.conv
+        for axis, kernel in zip((2, 3), conv.kernel_size):
+            size = x.shape[axis]
+            padding = [0, 0] * (3 - axis) + [kernel // 2, kernel // 2 + 1]
+            x = nn.functional.pad(x, padding)
+            place = torch.arange(size + kernel - 1, device=x.device)
+            x = x.index_select(axis, place + (size + 1) % 2)
+        return nn.functional.conv2d(
+            x, conv.weight, conv.bias, 2, groups=conv.groups)
+
+
+def _for_any_size(model: nn.Module) -> nn.Module:
+    """Replaces layers that torch.export only follows for one size."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.AdaptiveAvgPool2d:
+            if _AdaptivePaddingConv.fits(child):
+                setattr(parent, name, _AdaptivePaddingConv(child))
+            elif type(child) is nn.AdaptiveAvgPool2d:
                 size = child.output_size
                 size = (size, size) if isinstance(size, int) else size
+                # One window is followed as it is.
                 if None not in size and max(size) > 1:
                     setattr(parent, name, _AdaptiveAvgPool(size))
     return model
