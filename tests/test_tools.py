@@ -141,6 +141,18 @@ def test_benchmark_of_models(tmp_path, arguments, added):
             assert row[f'{phase}_peak_mib'] is None
 
 
+def test_benchmark_of_whole_models(tmp_path):
+    done = tool(tmp_path, 'analysis/benchmark_model.py', RESNET_18, '--whole',
+                '--activations', 'ACONC', *TINY, '--size', 64)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f'{RESNET_18}, whole model, batch 4, 64 pixels' in done.stdout
+    row = json.loads((tmp_path / 'figures.json').read_text())['rows'][1]
+    # Three numbers for each of its 3,904 channels.
+    assert (row['case'], row['sites'], row['parameters_added']) == ('ACONC',
+                                                                    17, 11_712)
+    assert min(row['train_ms'], row['inference_ms']) > 0
+
+
 @pytest.mark.parametrize('arguments, message', (
     ((RESNET_18, ), 'it is ResNet in mmpretrain::resnet/resnet18_8xb32_in1k'
      '.py; write --activations TYPE [TYPE ...] or --act TYPE.'),

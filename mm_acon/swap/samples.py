@@ -119,10 +119,10 @@ def samples(root: nn.Module,
         sizes = (64, 128, 256) if small else (256, 224)
         for mode in ('loss', 'tensor') if training else ('tensor', ):
             for pixels in sizes:
-                yield _of_model(root, pixels, mode)
+                yield of_model(root, pixels, mode)
                 if mode == 'loss' and _library(root) == 'mmdet':
                     # RTMDet takes no masks where it finds boxes alone.
-                    yield _of_model(root, pixels, mode, masks=False)
+                    yield of_model(root, pixels, mode, masks=False)
     else:
         for args in _made(root, batch, small):
             yield Sample(args, _nothing(root))
@@ -268,11 +268,12 @@ def _library(model: BaseModel) -> Optional[str]:
         None)
 
 
-def _of_model(model: BaseModel,
-              pixels: int,
-              mode: str,
-              masks: bool = True) -> Sample:
-    """Two images with what MMDetection and the others put beside them."""
+def of_model(model: BaseModel,
+             pixels: int,
+             mode: str,
+             masks: bool = True,
+             batch: int = 2) -> Sample:
+    """Images with what MMDetection and the others put beside them."""
     shape = (pixels, pixels)
     metainfo = dict(
         img_shape=shape,
@@ -283,18 +284,20 @@ def _of_model(model: BaseModel,
         img_id=0,
         flip=False,
         flip_direction=None)
-    images = _tensor((2, 3, *shape), model)
+    images = _tensor((batch, 3, *shape), model)
     make = dict(
         mmdet=_detection_sample,
         mmseg=_segmentation_sample,
         mmpretrain=_classification_sample).get(_library(model))
-    data_samples = make and [make(metainfo, images.device) for _ in range(2)]
+    data_samples = make and [
+        make(metainfo, images.device) for _ in range(batch)
+    ]
     if not masks:
         for sample in data_samples:
             del sample.gt_instances.masks
     return Sample((images, data_samples),
                   dict(mode=mode),
-                  text=f'two images of {pixels} pixels, mode={mode!r}')
+                  text=f'{batch} images of {pixels} pixels, mode={mode!r}')
 
 
 def _detection_sample(metainfo: dict, device: torch.device):

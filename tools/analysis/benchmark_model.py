@@ -9,6 +9,9 @@ blocks, as in its paper, the others everywhere. ReLU is the library's own, in
 place where the library has it so. A PWLU is in its trained form, not in Phase
 I. Weights are random, and the same in all models.
 
+With --whole it is the whole model: its losses on made-up objects, and in
+inference what its head computes. The swap stays that of the backbone.
+
 The models alternate in one run, in the other order each round, so that a
 machine whose speed drifts changes none of the ratios. Times are medians, and
 ratios medians of each round's. A training step is forward, backward of random
@@ -25,6 +28,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from tables import table
 from timing import (DTYPES, LAYOUTS, add_timing_options, now, peak_bytes,
@@ -35,6 +39,7 @@ from mm_acon import swap_activations
 from mm_acon.cli import add_config_options, prepare_config
 from mm_acon.swap.config import find_backbones
 from mm_acon.swap.probe import probe
+from mm_acon.swap.samples import of_model
 
 
 class Backbone:
@@ -87,6 +92,30 @@ class Backbone:
         return dict(inference_ms=1e3 * (now(self.x.device) - start))
 
 
+class WholeModel(Backbone):
+    """A model with images and data samples; its output is its loss."""
+
+    def __init__(self, model: BaseModel, x: Tensor, dtype: torch.dtype,
+                 layout: torch.memory_format) -> None:
+        model.to(x.device)
+        batch, _, pixels, _ = x.shape
+        _, self.data_samples = of_model(
+            model, pixels, 'loss', batch=batch).args
+        super().__init__(model, x, dtype, layout)
+
+    def forward(self) -> List[Tensor]:
+        training = self.model.training
+        with torch.autocast(
+                self.x.device.type,
+                self.dtype,
+                enabled=self.dtype != torch.float32):
+            outputs = self.model(
+                self.x,
+                self.data_samples,
+                mode='loss' if training else 'tensor')
+        return [self.model.parse_losses(outputs)[0]] if training else []
+
+
 def plain_backbone(backbone: ConfigDict) -> ConfigDict:
     """The config of a backbone without its swap."""
     if backbone.type != 'SwapActivations':
@@ -137,12 +166,20 @@ def build_models(args) -> Tuple[Dict[str, nn.Module], Dict[str, int]]:
         if place is None:
             raise ValueError('expected a model with a backbone, '
                              f'{cfg.model.type} in {args.config} has none.')
-        relu = MODELS.build(plain_backbone(place.config))
+        plain = plain_backbone(place.config)
+        inside = place.path.partition('.')[2]
+        if args.whole:
+            place.owner[place.key] = plain
+        relu = MODELS.build(cfg.model if args.whole else plain)
+
+        def part(model):
+            return model.get_submodule(inside) if args.whole else model
+
         models, sites = {'ReLU': relu}, {'ReLU': 0}
-        for swap in find_swaps(args, place.config, relu):
+        for swap in find_swaps(args, place.config, part(relu)):
             name = str(swap['act_cfg']['type'])
             models[name] = copy.deepcopy(relu)
-            report = swap_activations(models[name], **swap)
+            report = swap_activations(part(models[name]), **swap)
             sites[name] = len(report.replaced)
     except (KeyError, ValueError) as error:
         sys.exit(f'benchmark_model.py: {error.args[0]}')
@@ -186,8 +223,9 @@ def benchmark(args: argparse.Namespace) -> List[dict]:
     layout = LAYOUTS[args.layout]
     x = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
     x = x.to(memory_format=layout)
+    kind = WholeModel if args.whole else Backbone
     backbones = {
-        name: Backbone(model, x, DTYPES[args.dtype], layout)
+        name: kind(model, x, DTYPES[args.dtype], layout)
         for name, model in models.items()
     }
     train = summarize('train', {
@@ -242,6 +280,8 @@ def main() -> None:
         default='float32',
         help='others under autocast, with float32 weights')
     parser.add_argument('--layout', choices=LAYOUTS, default='contiguous')
+    parser.add_argument(
+        '--whole', action='store_true', help='the whole model, with losses')
     args = parser.parse_args()
     # The swap's report is long.
     MMLogger.get_current_instance().setLevel('ERROR')
@@ -250,7 +290,8 @@ def main() -> None:
         (key, getattr(args, key))
         for key in ('config', 'batch', 'size', 'dtype', 'layout', 'rounds'))
     rows = benchmark(args)
-    print(f'\n{args.config}, batch {args.batch}, {args.size} pixels, '
+    whole = ', whole model' if args.whole else ''
+    print(f'\n{args.config}{whole}, batch {args.batch}, {args.size} pixels, '
           f'{args.dtype}, {args.layout}\n')
     print(table(COLUMNS, map(cells, rows)))
     write_json(args.json, run, rows)

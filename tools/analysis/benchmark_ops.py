@@ -4,7 +4,8 @@
 
 All cases alternate in one run, in another order every round, so that neither
 a machine whose speed drifts nor what the case before left in the caches
-changes the ratios. Every case is a module, called as a network calls it.
+changes the ratios. Every case is a module, called as a network calls it;
+on a GPU its work is a CUDA graph between two events, without the host's time.
 Times are medians, and ratios medians of each round's. `kept` is what autograd
 keeps for the backward pass, in units of the input and without the parameters;
 `peak` is the highest GPU memory during forward and backward, in the same
@@ -20,8 +21,8 @@ from typing import Dict, Iterable, List
 
 import torch
 from tables import table
-from timing import (DTYPES, LAYOUTS, add_timing_options, kept_bytes, now,
-                    peak_bytes, start_benchmark, write_json)
+from timing import (DTYPES, LAYOUTS, Graph, add_timing_options, kept_bytes,
+                    now, peak_bytes, start_benchmark, write_json)
 from torch import nn
 
 import mm_acon
@@ -114,6 +115,24 @@ def measure(function: nn.Module, x: torch.Tensor, grad: torch.Tensor):
     return middle - start, now(x.device) - middle
 
 
+def on_gpu(function: nn.Module, x: torch.Tensor, grad: torch.Tensor, pool):
+    """Measures the same by graphs of the forward pass and of both."""
+    x = x.detach().requires_grad_()
+    leaves = [x] + [p for p in function.parameters() if p.requires_grad]
+
+    def both():
+        # Unlike backward() it adds up nothing.
+        torch.autograd.grad(function(x), leaves, grad)
+
+    graphs = [Graph(partial(function, x), pool), Graph(both, pool)]
+
+    def measured():
+        forward, both = (graph.seconds() for graph in graphs)
+        return forward, both - forward
+
+    return measured
+
+
 def benchmark(shape, dtype, layout, args) -> List[dict]:
     device = torch.device(args.device)
     # Otherwise the second shape is compiled for any shape.
@@ -130,12 +149,23 @@ def benchmark(shape, dtype, layout, args) -> List[dict]:
         }
     # Of every case and round: milliseconds forward, backward and in all.
     times: Dict[str, List[dict]] = {name: [] for name in functions}
+    if device.type == 'cuda':
+        pool = torch.cuda.graph_pool_handle()
+        measures = {
+            name: on_gpu(function, x, grad, pool)
+            for name, function in functions.items()
+        }
+    else:
+        measures = {
+            name: partial(measure, function, x, grad)
+            for name, function in functions.items()
+        }
     order = list(functions)
     shuffle = random.Random(0).shuffle
     for round_ in range(args.warmup + args.rounds):
         shuffle(order)
         for name in order:
-            forward, backward = measure(functions[name], x, grad)
+            forward, backward = measures[name]()
             if round_ >= args.warmup:
                 times[name].append(
                     dict(
@@ -174,7 +204,7 @@ class Autocast(nn.Module):
         self.module, self.device, self.dtype = module, device, dtype
 
     def forward(self, x):
-        with torch.autocast(self.device.type, self.dtype):
+        with torch.autocast(self.device.type, self.dtype, cache_enabled=False):
             return self.module(x)
 
 

@@ -1,7 +1,7 @@
 """What only the CUDA kernels have to show: how they cut a tensor into pieces.
 
 Run by tests/test_ops/test_cuda_sources.py, where mm_acon._ext holds these
-kernels, emulated on the CPU.
+kernels, emulated on the CPU, and by tools/gpu_check.sh on a GPU.
 """
 import math
 
@@ -11,12 +11,22 @@ import torch
 from mm_acon.ops import acon, acon_reference, pwlu, pwlu_reference
 from tests.utils import DTYPES, assert_near, run, with_layout
 
+EMULATED = hasattr(torch.ops.mm_acon, 'launches')
+DEVICE = 'cpu' if EMULATED else 'cuda'
+pytestmark = pytest.mark.skipif(
+    not EMULATED and not torch.cuda.is_available(),
+    reason='neither a GPU nor the emulation of one')
+
 LAYOUTS = ('contiguous', 'channels_last')
 # Rows of whole vectors and not, shorter than a warp, longer than a chunk;
 # channels of whole vectors and not, of several tiles, of lanes left over.
 SHAPES = [(3, 5, 7, 7), (1, 3, 101, 99), (1, 6, 96, 96), (2, 12, 9, 8),
           (2, 260, 2, 3), (1, 130, 5, 5), (2, 64, 13, 10), (70, 6), (9, 132),
           (1, 8, 1, 1), (2, 6, 2, 3, 4), (5, 4, 2)]
+if not EMULATED:
+    # As in ResNet-50, RetinaNet, a classifier's end and a transformer.
+    SHAPES += [(16, 64, 112, 112), (2, 256, 200, 336), (64, 2048, 7, 7),
+               (8, 3136, 96)]
 BETAS = {
     'channel': lambda shape: shape[1:2],
     'sample and channel': lambda shape: shape[:2],
@@ -28,7 +38,8 @@ BETAS = {
 def sixteenths(shape, seed):
     """Multiples of 1/16 between -3 and 3, exact in every dtype."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-48, 49, shape, generator=generator) / 16
+    x = torch.randint(-48, 49, shape, generator=generator) / 16
+    return x.to(DEVICE)
 
 
 def acon_parameters(shape, beta='channel', rows=None):
@@ -36,7 +47,9 @@ def acon_parameters(shape, beta='channel', rows=None):
     sizes = [(rows or shape[1], )] * 2 + [
         (rows, ) if rows else BETAS[beta](shape)
     ]
-    return [torch.randn(size, generator=generator) for size in sizes]
+    return [
+        torch.randn(size, generator=generator).to(DEVICE) for size in sizes
+    ]
 
 
 def pwlu_parameters(shape, intervals=16, rows=None):
@@ -45,12 +58,13 @@ def pwlu_parameters(shape, intervals=16, rows=None):
     rows = rows or shape[1]
     left = torch.randint(-2, 3, (rows, ), generator=generator) / 4
     left = left - intervals / 8
-    return [
-        torch.randint(-16, 17, (rows, intervals + 1), generator=generator) / 8,
-        left, left + intervals / 4,
+    points = torch.randint(-16, 17, (rows, intervals + 1), generator=generator)
+    found = [
+        points / 8, left, left + intervals / 4,
         torch.randn(rows, generator=generator),
         torch.randn(rows, generator=generator)
     ]
+    return [parameter.to(DEVICE) for parameter in found]
 
 
 def check(operator, reference, x, parameters, layout='contiguous'):
@@ -129,7 +143,7 @@ def test_one_unit(shape, layout):
 @pytest.mark.parametrize('offset', (1, 2, 4))
 def test_input_that_is_not_aligned(offset, layout):
     shape = (2, 8, 5, 6)
-    memory = torch.zeros(math.prod(shape) + offset)
+    memory = torch.zeros(math.prod(shape) + offset, device=DEVICE)
     x = with_layout(sixteenths(shape, 0), layout)
     moved = memory[offset:].as_strided(shape, x.stride(), offset)
     moved.copy_(x)
@@ -171,9 +185,17 @@ def test_nan_and_infinity_stay_where_they_are(function, dtype, layout):
 
 
 def launches(call):
-    before = torch.ops.mm_acon.launches()
-    result = call()
-    return torch.ops.mm_acon.launches() - before, result
+    """How many kernels of ours a call launches, and what it returns."""
+    if EMULATED:
+        before = torch.ops.mm_acon.launches()
+        result = call()
+        return torch.ops.mm_acon.launches() - before, result
+    with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        result = call()
+        torch.cuda.synchronize()
+    return sum('mm_acon::' in event.name
+               for event in profiler.events()), result
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -184,7 +206,8 @@ def test_acon_launches_what_is_asked_for(beta, learnt, layout):
     """dx alone is one kernel, as ReLU's; ACON-A and B are two, as ACON-C."""
     shape = (2, 5, 7, 7)
     x = with_layout(sixteenths(shape, 0), layout).requires_grad_()
-    numbers = dict(p1=torch.ones(1), p2=torch.zeros(1), beta=torch.ones(1))
+    one = torch.ones(1, device=DEVICE)
+    numbers = dict(p1=one, p2=0 * one, beta=one)
     for name, value in zip(numbers, acon_parameters(shape, beta)):
         if name in learnt:
             numbers[name] = value.requires_grad_()
@@ -222,6 +245,8 @@ def test_pwlu_launches_what_is_asked_for(learnt, layout):
         assert torch.equal(result, true)
 
 
+@pytest.mark.skipif(
+    not EMULATED, reason='on a GPU compute-sanitizer looks for that')
 def test_memory_is_intact():
     """Nothing before this wrote outside a tensor."""
     assert torch.ops.mm_acon.memory_is_intact()
