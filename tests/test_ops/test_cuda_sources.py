@@ -3,41 +3,18 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
 import torch
 from torch.utils import cpp_extension
 
 from tests.helpers.cache import made_once
+from tests.helpers.emulation import (DEFINES, HEADERS, INCLUDES, ROOT, SOURCES,
+                                     call, emulate)
 
-ROOT = Path(__file__).parents[2]
-CSRC = ROOT / 'mm_acon' / 'ops' / 'csrc'
-SOURCES = sorted((CSRC / 'cuda').glob('*.cu'))
-HEADERS = sorted(
-    path for path in CSRC.rglob('*.*') if path.suffix in ('.h', '.cuh'))
-INCLUDES = [f'-I{path}' for path in cpp_extension.include_paths()]
-# A header that torch makes when it is built with CUDA may be missing.
-DEFINES = [
-    '-std=c++20', '-DC10_USING_CUSTOM_GENERATED_MACROS',
-    f'-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}'
-]
 NVCC = shutil.which('nvcc') or shutil.which(
     'nvcc', path=os.path.join(cpp_extension.CUDA_HOME or '', 'bin'))
-
-
-def call(*command, **options):
-    done = subprocess.run(
-        list(map(str, command)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **options)
-    assert done.returncode == 0, done.stdout[-5000:]
-    return done.stdout
 
 
 @pytest.mark.skipif(not NVCC, reason='nvcc is not found')
@@ -92,33 +69,8 @@ def test_compiles_for_a_gpu(source, arch, tmp_path):
 
 @pytest.fixture(scope='module')
 def emulated(tmp_path_factory):
-    """A copy of the package whose CPU operators are the CUDA kernels."""
     copy = tmp_path_factory.mktemp('emulated')
-    for folder in ('mm_acon', 'tests'):
-        shutil.copytree(
-            ROOT / folder,
-            copy / folder,
-            ignore=shutil.ignore_patterns('_ext*', 'csrc', '.mim',
-                                          '__pycache__'))
-    emulation = Path(__file__).parent / 'cuda_emulation'
-    library = '_ext' + sysconfig.get_config_var('EXT_SUFFIX')
-    # Fortified, longjmp takes a change of stacks for an error.
-    options = '-O1 -w -shared -fPIC -U_FORTIFY_SOURCE'
-    compiler, flags = os.getenv('CXX', 'c++'), [*DEFINES, *options.split()]
-
-    def compile(folder):
-        call(compiler, *flags, *INCLUDES, '-include',
-             emulation / 'runtime.cuh', emulation / 'emulated.cpp', '-o',
-             folder / library,
-             *(f'-L{path}' for path in cpp_extension.library_paths()),
-             '-ltorch_cpu', '-ltorch', '-lc10')
-
-    made = made_once('emulated', [
-        call(compiler, '--version'), torch.__version__, library, *flags,
-        *sorted(emulation.glob('*.*')), *SOURCES, *HEADERS,
-        *sorted(CSRC.rglob('*.cpp'))
-    ], compile)
-    shutil.copy(made / library, copy / 'mm_acon')
+    emulate(copy)
     return copy
 
 
@@ -135,3 +87,26 @@ def test_emulated(emulated):
         *(emulated / 'tests' / 'test_ops' / file for file in files),
         cwd=emulated)
     assert int(re.search(r'(\d+) passed', log)[1]) > 1400
+
+
+def test_counts_of_launches_are_those_of_the_page(emulated):
+    """docs/benchmarks/launches.md, but for what PyTorch does by itself."""
+    script = ROOT / 'tools/dev/count_launches.py'
+    log = call(
+        sys.executable,
+        script,
+        '--rows',
+        cwd=emulated,
+        env=dict(os.environ, PYTHONPATH=str(emulated)))
+    found = [line.split('\t') for line in log.splitlines() if '\t' in line]
+    page = (ROOT / 'docs/benchmarks/launches.md').read_text()
+    rows = [
+        line.strip('| ').split(' | ') for line in page.splitlines()
+        if re.search(r'^\| .*(all|x alone|nothing) \|', line)
+    ]
+    assert len(rows) == len(found) > 30
+    for row, other in zip(rows, found):
+        assert row[:3] == other[:3]
+        ours = ('ACONA', 'ACONB', 'ACONC', 'PWLU')
+        for column in (3, 4, 6, 7) if row[0] in ours else (4, 7):
+            assert row[column] == other[column], row
