@@ -5,7 +5,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mm_acon import PWLU
-from tests.utils import ACTIVATIONS, FUNNELS, run
+from tests.utils import ACTIVATIONS, FUNNELS, needs_torch, run
 
 EVERY = pytest.mark.parametrize('name', ACTIVATIONS)
 CHANNELS = 4
@@ -90,6 +90,7 @@ def test_largest_half_numbers(name):
         assert not tensor.isnan().any()
 
 
+@needs_torch('2.3', 'has no GradScaler for the CPU')
 @pytest.mark.parametrize('phase', [1, 2])
 def test_steps_that_overflow(phase):
     """Loss scaling skips them; Phase I counts their batches, which are good.
