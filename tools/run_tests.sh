@@ -19,14 +19,12 @@ while [ $# -gt 0 ]; do
   esac
   shift || break
 done
-# Sets python, stack and venv. It stops the whole script where it fails.
+# Sets python, stack, venv and cores. It stops the whole script where it fails.
 source tools/setup_env.sh "${setup[@]}"
 [ -z "$full" ] || export MM_ACON_REPORT=$PWD/docs/reliability${venv#"$PWD/.venv"}.md
 # The formatters are pinned for one stack.
 if [ "$stack" = openmmlab ]; then
   PATH=$venv/bin:$PATH bash tools/dev/lint.sh
 fi
-# One process per core with one thread each, which nproc would take for one core;
-# a test file stays in one process.
-cores=$(nproc)
+# One process per core with one thread each; a test file stays in one process.
 OMP_NUM_THREADS=1 exec "$python" -m pytest -n "$cores" --dist loadfile "${arguments[@]}"
