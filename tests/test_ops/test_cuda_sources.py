@@ -110,3 +110,19 @@ def test_counts_of_launches_are_those_of_the_page(emulated):
         ours = ('ACONA', 'ACONB', 'ACONC', 'PWLU')
         for column in (3, 4, 6, 7) if row[0] in ours else (4, 7):
             assert row[column] == other[column], row
+
+
+@pytest.mark.full
+def test_check_of_a_gpu_is_tried_without_one():
+    """All steps that tools/gpu_check.sh takes, and those it only lists."""
+    log = call(
+        'bash',
+        ROOT / 'tools/gpu_check.sh',
+        '--dry-run',
+        env=dict(os.environ, PYTHON=sys.executable, CUDA_VISIBLE_DEVICES=''))
+    for tool in ('memcheck', 'racecheck', 'synccheck', 'initcheck'):
+        assert f'compute-sanitizer --tool {tool} ' in log
+    for shape in ('64x256x56x56', '16x64x112x112', '2x256x200x336',
+                  '64x2048x7x7'):
+        assert shape in log
+    assert log.splitlines()[-1] == 'gpu_check: all steps passed'
