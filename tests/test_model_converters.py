@@ -1,7 +1,6 @@
 """Checkpoints of the ACON authors' networks, converted."""
 import importlib.util
 import re
-import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 
 import mm_acon  # noqa: F401  (registers)
 from mm_acon.compat import load_weights
+from tests.helpers.scripts import run_script
 
 pytest.importorskip('mmpretrain.models')
 
@@ -290,10 +290,8 @@ def test_outputs_are_the_same(name, tmp_path):
 
 def test_command_writes_what_its_config_loads(tmp_path):
     network = random_network('ResNet-18 ACON')
-    done = subprocess.run([
-        sys.executable, TOOL,
-        write(network, tmp_path / 'res18.acon.pth'), tmp_path / 'out.pth'
-    ], capture_output=True, text=True)  # yapf: disable
+    source = write(network, tmp_path / 'res18.acon.pth')
+    done = run_script(TOOL, source, tmp_path / 'out.pth', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     text = done.stdout.split('\n\n')[1]
     model = Config.fromstring(text, '.py').model

@@ -4,9 +4,6 @@ Each trains for some iterations, is killed, resumed and tested, by
 tools/train.py and tools/test.py in processes of their own.
 """
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ import torch
 from mm_acon.cli import load_config
 from mm_acon.compat import load_weights
 from mm_acon.demo import demo_config
+from tests.helpers.scripts import run_script
 from tests.utils import needs_torch
 
 ROOT = Path(__file__).parents[1]
@@ -23,13 +21,11 @@ for library in ('mmseg', 'mmpretrain'):
 
 
 def call(tool, folder, *arguments, killed=False):
-    done = subprocess.run(
-        [sys.executable,
-         str(ROOT / 'tools' / tool), *map(str, arguments)],
+    done = run_script(
+        ROOT / 'tools' / tool,
+        *arguments,
         cwd=folder,
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, PYTHONPATH=f'{ROOT}:{folder}'))
+        PYTHONPATH=f'{ROOT}:{folder}')
     assert (done.returncode == -9) if killed else not done.returncode, (
         done.stderr[-3000:])
     return done.stdout

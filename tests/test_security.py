@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mm_acon.cli import prepare_config
+from tests.helpers.scripts import run_script
 from tests.utils import WriteFile, options
 
 ROOT = Path(__file__).parents[1]
@@ -118,15 +119,12 @@ def test_test_refuses_code(tmp_path):
     """The whole tool, on the checkpoint that a stranger sent."""
     ran, path = tmp_path / 'ran', tmp_path / 'file.pth'
     torch.save(dict(state_dict={}, code=WriteFile(ran)), path)
-    done = subprocess.run([
-        sys.executable,
-        str(ROOT / 'tools' / 'test.py'),
+    done = run_script(
+        ROOT / 'tools/test.py',
         'mmpretrain::resnet/resnet18_8xb32_in1k.py',
-        str(path), '--demo'
-    ],
-                          cwd=tmp_path,
-                          capture_output=True,
-                          text=True)
+        path,
+        '--demo',
+        cwd=tmp_path)
     assert done.returncode != 0
     assert f'{path} holds objects beside tensors' in done.stderr
     assert not ran.exists()

@@ -1,6 +1,5 @@
 """The study of small networks, at tiny size."""
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 
 from mm_acon import PWLU
+from tests.helpers.scripts import run_script
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / 'tools' / 'analysis'
@@ -25,13 +25,10 @@ def study(monkeypatch):
 
 
 def call(folder, *arguments):
-    return subprocess.run([
-        sys.executable, FOLDER / 'study.py', '--work-dir', 'work', '--out',
-        'out', *arguments
-    ],
-                          cwd=folder,
-                          capture_output=True,
-                          text=True)
+    return run_script(
+        FOLDER / 'study.py',
+        *('--work-dir', 'work', '--out', 'out', *arguments),
+        cwd=folder)
 
 
 def test_study_and_its_resumption(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from mm_acon.ops.extension import DEVICES
 from tests.helpers.counting import PARAMETERS
+from tests.helpers.scripts import run_script
 from tools.analysis.tables import table
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ def call(folder, *arguments, **environment):
 
 
 def tool(folder, name, *arguments):
-    return call(folder, sys.executable, ROOT / 'tools' / name, *arguments)
+    return run_script(ROOT / 'tools' / name, *arguments, cwd=folder)
 
 
 @pytest.fixture(scope='module')
