@@ -419,6 +419,12 @@ def test_wrong_config_is_found(text, reason):
         check_config(text)
 
 
+def test_decisions_are_counted():
+    page = (ROOT / 'docs/design/decisions.md').read_text()
+    numbers = [int(number) for number in re.findall(r'^(\d+)\. ', page, re.M)]
+    assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) > 50
+
+
 def test_lines_of_the_design_are_short():
     """So that a change of one sentence is a change of a line or two."""
     pages = [ROOT / 'docs/design.md', *(ROOT / 'docs/design').glob('*.md')]
