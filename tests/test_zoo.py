@@ -27,6 +27,23 @@ def test_backbones_of_some_configs():
     assert '| equal | 1 | 4 |' in text
 
 
+def test_a_run_goes_on(tmp_path, monkeypatch):
+    """From what a file has, if nothing changed that decides the result."""
+    path = tmp_path / 'zoo.json'
+    options = dict(match='bisenetv2/', path=path)
+    network, = run(['mmseg'], **options)
+
+    def never(*args, **kwargs):
+        raise AssertionError('it is run again')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zoo, 'swap', never)
+        again, = run(['mmseg'], **options)
+    assert again == network and network.seconds > 0
+    monkeypatch.setattr(zoo, 'sources', lambda: 'others')
+    assert not zoo.Found(path).networks
+
+
 def test_whole_models():
     found = run(['mmseg'], match='bisenetv2/', whole=True, most=30)
     assert {network.outcome for network in found} == {'equal'}

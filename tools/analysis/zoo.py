@@ -9,9 +9,14 @@ with itself. All its activations are replaced but gates. No weights and no
 data are needed. What does not run unswapped is not judged. The exit code is 1
 where a swap stopped with an error that is none of the package's own, or where
 the network was another one afterwards.
+
+It takes an hour. With --out, what was found lies in a JSON file beside the
+page, and the same command goes on from there, as long as torch and what
+decides the result in this package are the same.
 """
 import argparse
 import copy
+import hashlib
 import importlib
 import json
 import logging
@@ -31,6 +36,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+import mm_acon
 from mm_acon import swap_activations
 from mm_acon.swap.config import (find_backbones, type_name, use_activation,
                                  without_weights)
@@ -65,6 +71,65 @@ class Network:
     seconds: float = 0.
     # What the swap took beyond the network itself, in MB.
     memory: float = 0.
+
+
+class Found:
+    """What became of networks, in a file that a later run goes on from.
+
+    Args:
+        path (Path, optional): The file; None keeps nothing.
+        act (str): The activation that is put in.
+        most (float): Million parameters of a network that is run.
+    """
+
+    def __init__(self,
+                 path: Optional[Path] = None,
+                 act: str = 'PWLU',
+                 most: float = 100) -> None:
+        self.path = path
+        self.setting = dict(
+            act=act, most=most, torch=torch.__version__, sources=sources())
+        content = {}
+        if path and path.is_file():
+            content = json.loads(path.read_text())
+        # Another setting's say nothing.
+        self.networks: Dict[str, dict] = (
+            content['networks']
+            if content.get('setting') == self.setting else {})
+
+    @staticmethod
+    def key(network: Network) -> str:
+        text = f'{network.library} {key_of(network.arguments)}'
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def fill(self, network: Network) -> bool:
+        """Whether it was there."""
+        known = self.networks.get(self.key(network), {})
+        for name, value in known.items():
+            setattr(network, name, value)
+        return bool(known)
+
+    def add(self, network: Network) -> None:
+        self.networks[self.key(network)] = {
+            name: value
+            for name, value in vars(network).items()
+            if name not in ('arguments', 'configs', 'library', 'type')
+        }
+        if self.path:
+            self.path.write_text(
+                json.dumps(
+                    dict(setting=self.setting, networks=self.networks),
+                    indent=0))
+
+
+def sources() -> str:
+    """Of what decides the result in this package."""
+    digest = hashlib.sha256()
+    package = Path(mm_acon.__file__).parent
+    for folder in ('activations', 'ops', 'swap'):
+        for path in sorted((package / folder).rglob('*.py')):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def shipped_configs(library: str) -> List[Path]:
@@ -260,23 +325,28 @@ def run(libraries,
         problems: Optional[Dict[str, str]] = None,
         most: float = 100,
         whole: bool = False,
-        jobs: int = 1) -> Iterator[List[Network]]:
+        jobs: int = 1,
+        path: Optional[Path] = None) -> Iterator[List[Network]]:
     """All distinct networks, those of most configs first.
 
     Yields them after each that was swapped; config-level problems go into
-    ``problems`` by name.
+    ``problems`` by name. Those in the file ``path`` are not swapped again.
     """
     problems = {} if problems is None else problems
+    found = Found(path, act, most)
     networks = []
     for library in libraries:
         importlib.import_module(library + '.models')
         networks += collect(library, act, match, problems, whole)
     networks.sort(key=lambda network: -len(network.configs))
+    left = [i for i, n in enumerate(networks) if not found.fill(n)]
+    yield networks
     # A process for each: its memory is its own.
     context = multiprocessing.get_context('fork')
     with context.Pool(jobs, quiet, maxtasksperchild=1) as pool:
         one = partial(swap, act=act, most=most)
-        for index, network in enumerate(pool.imap(one, networks)):
+        results = pool.imap(one, [networks[i] for i in left])
+        for index, network in zip(left, results):
             print(
                 f'{network.library} {network.type}: {network.outcome}, '
                 f'{network.replaced} of {network.sites}, '
@@ -284,6 +354,7 @@ def run(libraries,
                 file=sys.stderr,
                 flush=True)
             networks[index] = network
+            found.add(network)
             yield networks
 
 
@@ -358,10 +429,10 @@ def main() -> int:
     args = parse_args()
     quiet()
     problems: Dict[str, str] = {}
+    path = Path(args.out).with_suffix('.json') if args.out else None
     for networks in run(args.libraries or LIBRARIES, args.act, args.match,
-                        problems, args.most, args.whole, args.jobs):
+                        problems, args.most, args.whole, args.jobs, path):
         text = page(networks, problems, args.act, args.most, args.whole)
-        # Each time: it takes an hour, and may be stopped.
         if args.out:
             Path(args.out).write_text(text + '\n')
     if not args.out:
