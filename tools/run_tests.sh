@@ -19,7 +19,7 @@ while [ $# -gt 0 ]; do
   esac
   shift || break
 done
-# Sets python, stack, venv and cores. It stops the whole script where it fails.
+# Sets python, stack and venv, and has cores. It stops the whole script where it fails.
 source tools/setup_env.sh "${setup[@]}"
 [ -z "$full" ] || export MM_ACON_REPORT=$PWD/docs/reliability${venv#"$PWD/.venv"}.md
 # The formatters are pinned for one stack.
@@ -27,4 +27,4 @@ if [ "$stack" = openmmlab ]; then
   PATH=$venv/bin:$PATH bash tools/dev/lint.sh
 fi
 # One process per core with one thread each; a test file stays in one process.
-OMP_NUM_THREADS=1 exec "$python" -m pytest -n "$cores" --dist loadfile "${arguments[@]}"
+OMP_NUM_THREADS=1 exec "$python" -m pytest -n "$(cores)" --dist loadfile "${arguments[@]}"

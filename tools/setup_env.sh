@@ -52,7 +52,7 @@ step() {
   echo "setup_env:   done in $((SECONDS - begin)) s"
 }
 # nproc would print OpenMP's number of threads where it is set.
-cores=$(env -u OMP_NUM_THREADS nproc)
+cores() { (unset OMP_NUM_THREADS; nproc); }
 # Compiled to bytecode is what gets imported, when it is: all of it would take half a minute.
 pip_install() { "$python" -m pip install --quiet --disable-pip-version-check --no-compile "$@"; }
 
@@ -168,7 +168,7 @@ def exec_here(code, *namespaces, run=exec):
 if sys.version_info >= (3, 13):
     builtins.exec = exec_here
 PY
-  CFLAGS="$flags -include $work/mmcv_prefix.h" MMCV_WITH_OPS=1 MAX_JOBS=$cores \
+  CFLAGS="$flags -include $work/mmcv_prefix.h" MMCV_WITH_OPS=1 MAX_JOBS=$(cores) \
     PYTHONPATH=$work CUDA_VISIBLE_DEVICES=$visible TORCH_CUDA_ARCH_LIST=$arch \
     "$python" -m pip wheel --quiet --disable-pip-version-check --no-cache-dir --no-build-isolation --no-deps \
     --no-binary "$mmcv" "$mmcv==$mmcv_version" --wheel-dir "$work/wheel" || return
@@ -182,7 +182,7 @@ else
     if [ "$device" = cpu ]; then
       echo "setup_env: compiling $mmcv $mmcv_version for the CPU takes 3 to 5 minutes on two cores"
     else
-      echo "setup_env: compiling $mmcv $mmcv_version with its CUDA operators for compute capability $arch takes about 40 minutes divided by half your $cores cores; --cpu avoids it"
+      echo "setup_env: compiling $mmcv $mmcv_version with its CUDA operators for compute capability $arch takes about 40 minutes divided by half your $(cores) cores; --cpu avoids it"
     fi
     step "compiling $mmcv $mmcv_version ($key)" build_mmcv
   fi
