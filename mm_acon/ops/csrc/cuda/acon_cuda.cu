@@ -137,7 +137,7 @@ struct AconBody {
 
 // sums: (C, N * chunks, 3).
 template <typename scalar_t, bool kElement, Pass kPass>
-__global__ void __launch_bounds__(kAconThreads)
+__global__ void __launch_bounds__(kAconThreads, kResident / kAconThreads)
     acon_rows(Rows rows, AconArrays<scalar_t> arrays,
               AconView<math_t<scalar_t>> numbers, math_t<scalar_t>* sums) {
   const int64_t index =
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kAconThreads)
 }
 
 template <typename scalar_t, int K, bool kElement, Pass kPass>
-__global__ void __launch_bounds__(kAconThreads)
+__global__ void __launch_bounds__(kAconThreads, kResident / kAconThreads)
     acon_pixels(Pixels pixels, AconArrays<scalar_t> arrays,
                 AconView<math_t<scalar_t>> numbers, math_t<scalar_t>* sums) {
   using T = math_t<scalar_t>;

@@ -18,6 +18,10 @@ namespace mm_acon {
 enum class Pass { kForward, kSlope, kAll };
 
 constexpr int kWarp = 32;
+// Threads that are to run on a multiprocessor at once, at least: room for 80
+// registers each. Without a number, ptxas would rather spill some of them than
+// let fewer threads run than there could.
+constexpr int kResident = 768;
 constexpr unsigned kAllLanes = 0xffffffff;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

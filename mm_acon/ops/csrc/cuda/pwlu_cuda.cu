@@ -183,7 +183,7 @@ struct PwluBody {
 // A block takes `per_block` chunks of the rows of one channel. sums: (C,
 // segments, 2 (N + 2)).
 template <typename scalar_t, Pass kPass>
-__global__ void __launch_bounds__(kThreads<kPass>)
+__global__ void __launch_bounds__(kThreads<kPass>, kResident / kThreads<kPass>)
     pwlu_rows(Rows rows, int64_t per_block, PwluArrays<scalar_t> arrays,
               PwluView<math_t<scalar_t>> numbers, math_t<scalar_t>* sums) {
   using T = math_t<scalar_t>;
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kThreads<kPass>)
 // The table of a lane's channels: [number][channel][lane], so that every lane
 // reads from its own bank.
 template <typename scalar_t, int K, Pass kPass>
-__global__ void __launch_bounds__(kThreads<kPass>)
+__global__ void __launch_bounds__(kThreads<kPass>, kResident / kThreads<kPass>)
     pwlu_pixels(Pixels pixels, PwluArrays<scalar_t> arrays,
                 PwluView<math_t<scalar_t>> numbers, math_t<scalar_t>* sums) {
   using T = math_t<scalar_t>;
