@@ -1,4 +1,5 @@
 import logging
+from collections import Counter
 from contextlib import nullcontext
 
 import pytest
@@ -13,6 +14,20 @@ from tests.utils import DEVICES
 FORMS = [(device, form) for device in DEVICES
          for form in ('compiled', 'reference')
          if form == 'reference' or device in BUILT]
+
+
+def pytest_configure(config):
+    # pytest-xdist would start with the files of most tests.
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Files of few tests come first: these take minutes.
+
+    One of them at the end would have all processes but one wait.
+    """
+    sizes = Counter(item.location[0] for item in items)
+    items.sort(key=lambda item: sizes[item.location[0]])
 
 
 # Of session scope because hypothesis refuses fixtures that a test function
