@@ -15,6 +15,12 @@ FORMS = [(device, form) for device in DEVICES
          for form in ('compiled', 'reference')
          if form == 'reference' or device in BUILT]
 
+# For what the plain-PyTorch form does not have to show.
+COMPILED = pytest.mark.parametrize(
+    'device', [form for form in FORMS if form[1] == 'compiled'],
+    indirect=True,
+    ids='-'.join)
+
 
 def pytest_configure(config):
     # pytest-xdist would start with the files of most tests.

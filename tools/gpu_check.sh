@@ -12,7 +12,6 @@ if [ "${1:-}" = --dry-run ]; then
   device=cpu
   OUT=$(mktemp -d)
   trap 'rm -rf "$OUT"' EXIT
-  export MM_ACON_DRY_RUN=1
 elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   echo "gpu_check.sh: torch sees no GPU; bash tools/gpu_check.sh --dry-run tries the steps without one." >&2
   exit 1

@@ -25,10 +25,9 @@ def _run(words, folder, environment, outputs):
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv = words
-    sys.path[:0] = [
-        str(Path(words[0]).parent),
-        *environment.get('PYTHONPATH', '').split(os.pathsep)
-    ]
+    # An empty folder would be the current one.
+    folders = filter(None, environment.get('PYTHONPATH', '').split(os.pathsep))
+    sys.path[:0] = [str(Path(words[0]).parent), *folders]
     runpy.run_path(words[0], run_name='__main__')
 
 

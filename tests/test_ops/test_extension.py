@@ -18,7 +18,7 @@ import mm_acon
 from mm_acon import ACONA, ACONC, PWLU, MetaACON
 from mm_acon.compat import counting_flops, packages_distributions
 from mm_acon.ops import acon, extension, pwlu, pwlu_reference, use_reference
-from tests.conftest import BUILT
+from tests.conftest import BUILT, COMPILED
 from tests.utils import EXPORT, FLOP_COUNTER, OPCHECK, assert_near, needs_torch
 
 pytestmark = pytest.mark.skipif(not BUILT, reason='_ext is not built')
@@ -95,23 +95,29 @@ def test_direct_call_with_another_gradient():
                 [True] * len(arguments))
 
 
+def on(device, arguments):
+    return [a.detach().to(device).requires_grad_() for a in arguments]
+
+
 @OPCHECK
+@COMPILED
 @pytest.mark.parametrize('layout',
                          (torch.contiguous_format, torch.channels_last))
 @pytest.mark.parametrize('beta_shape', ((CHANNELS, ), (1, ), (2, CHANNELS),
                                         (2, 1), (2, CHANNELS, 6, 7)))
-def test_opcheck_acon(layout, beta_shape):
-    x, *rest = acon_arguments(beta_shape)
+def test_opcheck_acon(layout, beta_shape, device):
+    x, *rest = on(device, acon_arguments(beta_shape))
     x = x.detach().contiguous(memory_format=layout).requires_grad_()
     torch.library.opcheck(torch.ops.mm_acon.acon.default, (x, *rest))
 
 
 @OPCHECK
+@COMPILED
 @pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize('layout',
                          (torch.contiguous_format, torch.channels_last))
-def test_opcheck_pwlu(layout, dtype):
-    x, *rest = pwlu_arguments(dtype=dtype)
+def test_opcheck_pwlu(layout, dtype, device):
+    x, *rest = on(device, pwlu_arguments(dtype=dtype))
     x = x.detach().contiguous(memory_format=layout).requires_grad_()
     torch.library.opcheck(torch.ops.mm_acon.pwlu.default, (x, *rest))
 
@@ -249,12 +255,13 @@ def test_use_reference(recwarn):
         second()
 
 
+@COMPILED
 @pytest.mark.parametrize('activation', (ACONC, PWLU))
 @pytest.mark.parametrize('autocast', (False, True))
-def test_keeps_one_input_for_backward(activation, autocast):
-    module = activation(64)
+def test_keeps_one_input_for_backward(activation, autocast, device):
+    module = activation(64).to(device)
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    x = torch.randn(2, 64, 20, 20)
+    x = torch.randn(2, 64, 20, 20, device=device)
     if autocast:
         x = x.bfloat16()
     kept = {}
@@ -266,22 +273,23 @@ def test_keeps_one_input_for_backward(activation, autocast):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
             module(x.requires_grad_())
     constants = 3 * 4  # numbers of ACON that are not learnt
     assert sum(kept.values()) <= x.numel() * x.element_size() + constants
 
 
+@COMPILED
 @pytest.mark.parametrize('activation', (
     ACONA, ACONC, PWLU,
     pytest.param(MetaACON, marks=needs_torch(
         '2.1', 'compiles no autograd.Function that has a gradient'))
 ))  # yapf: disable
 @pytest.mark.parametrize('frozen', (False, True))
-def test_compile(activation, frozen):
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), activation(8))
+def test_compile(activation, frozen, device):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), activation(8)).to(device)
     model[1].requires_grad_(not frozen)
-    x = torch.randn(2, 3, 12, 12)
+    x = torch.randn(2, 3, 12, 12, device=device)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
     compiled(x).sum().backward()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mm_acon.ops import acon, pwlu
-from tests.conftest import FORMS
+from tests.conftest import COMPILED
 
 HEIGHT, WIDTH = 2**15, 2**15 + 1
 # In bfloat16.
@@ -16,10 +16,7 @@ NEEDED = 3.5 * TENSOR
 pytestmark = [
     pytest.mark.full,
     # The plain-PyTorch form has no indices of its own.
-    pytest.mark.parametrize(
-        'device', [form for form in FORMS if form[1] == 'compiled'],
-        indirect=True,
-        ids='-'.join),
+    COMPILED,
     pytest.mark.parametrize('operator', [acon, pwlu]),
     pytest.mark.parametrize(
         'layout', [torch.contiguous_format, torch.channels_last],

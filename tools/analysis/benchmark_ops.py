@@ -21,8 +21,9 @@ from typing import Dict, Iterable, List
 
 import torch
 from tables import table
-from timing import (DTYPES, LAYOUTS, Graph, add_timing_options, kept_bytes,
-                    now, peak_bytes, start_benchmark, write_json)
+from timing import (DTYPES, LAYOUTS, add_timing_options, capture, kept_bytes,
+                    now, peak_bytes, replay_seconds, start_benchmark,
+                    write_json)
 from torch import nn
 
 import mm_acon
@@ -124,10 +125,10 @@ def on_gpu(function: nn.Module, x: torch.Tensor, grad: torch.Tensor, pool):
         # Unlike backward() it adds up nothing.
         torch.autograd.grad(function(x), leaves, grad)
 
-    graphs = [Graph(partial(function, x), pool), Graph(both, pool)]
+    graphs = [capture(work, pool)[0] for work in (partial(function, x), both)]
 
     def measured():
-        forward, both = (graph.seconds() for graph in graphs)
+        forward, both = map(replay_seconds, graphs)
         return forward, both - forward
 
     return measured
@@ -149,17 +150,14 @@ def benchmark(shape, dtype, layout, args) -> List[dict]:
         }
     # Of every case and round: milliseconds forward, backward and in all.
     times: Dict[str, List[dict]] = {name: [] for name in functions}
-    if device.type == 'cuda':
-        pool = torch.cuda.graph_pool_handle()
-        measures = {
-            name: on_gpu(function, x, grad, pool)
-            for name, function in functions.items()
-        }
-    else:
-        measures = {
-            name: partial(measure, function, x, grad)
-            for name, function in functions.items()
-        }
+    cuda = device.type == 'cuda'
+    pool = torch.cuda.graph_pool_handle() if cuda else None
+    measures = {
+        name:
+        on_gpu(function, x, grad, pool) if cuda else partial(
+            measure, function, x, grad)
+        for name, function in functions.items()
+    }
     order = list(functions)
     shuffle = random.Random(0).shuffle
     for round_ in range(args.warmup + args.rounds):

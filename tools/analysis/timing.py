@@ -82,34 +82,38 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-class Graph:
-    """Work on a GPU, to be replayed without what the host does for it.
+def capture(work: Callable, pool=None) -> tuple:
+    """A CUDA graph of work, without what the host does for it.
 
     Args:
         work: Reads and writes the same tensors every time.
         pool: Memory that graphs share which never run at once.
+
+    Returns:
+        tuple: The graph, and what the work gave when it was captured, which
+        a replay writes again.
     """
-
-    def __init__(self, work: Callable, pool) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            # What is tuned or compiled on the first calls.
-            for _ in range(3):
-                work()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        # What is tuned or compiled on the first calls.
+        for _ in range(3):
             work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        result = work()
+    return graph, result
 
-    def seconds(self) -> float:
-        """Of one replay, between two events on the GPU."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        self.graph.replay()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
+
+def replay_seconds(graph: torch.cuda.CUDAGraph) -> float:
+    """Of one replay, between two events on the GPU."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 def peak_bytes(function: Callable, device: torch.device) -> Optional[int]:
