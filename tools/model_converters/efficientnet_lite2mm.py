@@ -10,15 +10,13 @@ the checkpoint's meta. With --images, so are the network's best guesses.
 """
 import argparse
 import functools
-import os
 import os.path as osp
 import sys
 from typing import Dict, List, Sequence, Tuple
 
 import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS
-from nmaac2mm import load_state_dict
+from nmaac2mm import check_free, load_state_dict, write
 from torch import Tensor
 
 from mm_acon import EfficientNetLite
@@ -123,10 +121,7 @@ def main() -> None:
         help='print what the network takes these for')
     args = parser.parse_args()
     try:
-        if osp.exists(args.out):
-            raise FileExistsError(
-                f'{args.out!r} is there already; remove it, or write to '
-                'another file.')
+        check_free(args.out)
         for path in args.images:
             if not osp.isfile(path):
                 raise FileNotFoundError(f'There is no image {path!r}.')
@@ -134,19 +129,11 @@ def main() -> None:
     except (FileExistsError, FileNotFoundError, ValueError) as error:
         sys.exit(f'efficientnet_lite2mm.py: {error}')
     model = classifier(arch)
-    os.makedirs(osp.dirname(args.out) or '.', exist_ok=True)
-    part = f'{args.out}.part'
-    torch.save(
-        dict(
-            meta=dict(
-                description=f'converted from EfficientNet-{arch.title()}',
-                source=osp.basename(args.source),
-                model=model),
-            state_dict=state), part)
-    os.replace(part, args.out)
-    print(f'wrote {args.out}. In a config of MMPretrain:\n')
-    print(Config(dict(model=model)).pretty_text)
-    print('In MMDetection and MMSegmentation to_rgb is called bgr_to_rgb.')
+    meta = dict(
+        description=f'converted from EfficientNet-{arch.title()}',
+        source=osp.basename(args.source),
+        model=model)
+    write(args.out, meta, state, model)
     size = EfficientNetLite.arch_settings[arch][2]
     for name, category, score in guesses(model, state, size, args.images):
         print(f'{name}: {category}, {score:.3f}')

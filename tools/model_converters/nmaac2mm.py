@@ -7,6 +7,7 @@ backbone MMDetection and MMSegmentation load with prefix='backbone.'. The
 config of that backbone is printed, and kept in the checkpoint's meta.
 """
 import argparse
+import os
 import os.path as osp
 import pickle
 import re
@@ -331,37 +332,48 @@ def convert(source: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], dict]:
     return conversion.result, backbone
 
 
+def check_free(path: str) -> None:
+    """Raises FileExistsError where there is a file already."""
+    if osp.exists(path):
+        raise FileExistsError(
+            f'{path!r} is there already; remove it, or write to another file.')
+
+
+def write(path: str, meta: dict, state_dict: Dict[str, Tensor],
+          model: dict) -> None:
+    """Writes a whole checkpoint or none, and prints its model's config."""
+    os.makedirs(osp.dirname(path) or '.', exist_ok=True)
+    part = f'{path}.part'
+    torch.save(dict(meta=meta, state_dict=state_dict), part)
+    os.replace(part, path)
+    print(f'wrote {path}. In a config of MMPretrain:\n')
+    print(Config(dict(model=model)).pretty_text)
+    print('In MMDetection and MMSegmentation to_rgb is called bgr_to_rgb.')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('source', help="the authors' checkpoint")
     parser.add_argument('out', help='file to write')
     args = parser.parse_args()
     try:
-        if osp.exists(args.out):
-            raise FileExistsError(
-                f'{args.out!r} is there already; remove it, or write to '
-                'another file.')
+        check_free(args.out)
         state, backbone = convert(load_state_dict(args.source))
     except (FileExistsError, FileNotFoundError, ValueError) as error:
         sys.exit(f'nmaac2mm.py: {error}')
     # Their images are as cv2 reads them: BGR, 0 to 255.
     preprocessor = dict(mean=[0, 0, 0], std=[1, 1, 1], to_rgb=False)
-    torch.save(
-        dict(
-            meta=dict(
-                description='converted from github.com/nmaac/acon',
-                source=osp.basename(args.source),
-                backbone=backbone,
-                data_preprocessor=preprocessor),
-            state_dict=state), args.out)
     pretrained = dict(
         type='Pretrained', checkpoint=args.out, prefix='backbone.')
     model = dict(
         data_preprocessor=preprocessor,
         backbone=dict(backbone, init_cfg=pretrained))
-    print(f'wrote {args.out}. In a config of MMPretrain:\n')
-    print(Config(dict(model=model)).pretty_text)
-    print('In MMDetection and MMSegmentation to_rgb is called bgr_to_rgb.')
+    meta = dict(
+        description='converted from github.com/nmaac/acon',
+        source=osp.basename(args.source),
+        backbone=backbone,
+        data_preprocessor=preprocessor)
+    write(args.out, meta, state, model)
 
 
 if __name__ == '__main__':
