@@ -17,14 +17,10 @@ NVCC = shutil.which('nvcc') or shutil.which(
     'nvcc', path=os.path.join(cpp_extension.CUDA_HOME or '', 'bin'))
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not NVCC, reason='nvcc is not found')
-@pytest.mark.parametrize(
-    'arch',
-    # Of CUDA 13 the oldest, and of each family since.
-    [
-        'sm_90', *(pytest.param(arch, marks=pytest.mark.full)
-                   for arch in ('sm_75', 'sm_80', 'sm_120'))
-    ])
+# Of CUDA 13 the oldest, and of each family since.
+@pytest.mark.parametrize('arch', ('sm_75', 'sm_80', 'sm_90', 'sm_120'))
 @pytest.mark.parametrize('source', SOURCES, ids=lambda path: path.stem)
 def test_compiles_for_a_gpu(source, arch, tmp_path):
     """Every kernel does without what would make it slow or unrepeatable."""
@@ -52,7 +48,7 @@ def test_compiles_for_a_gpu(source, arch, tmp_path):
     assert len(resources) == len(ptx) > 20
     for name, *memory, registers in resources:
         finish = 'finish' in name
-        assert int(registers) * (1024 if finish else 256) <= 65536, name
+        assert int(registers) * (512 if finish else 256) <= 65536, name
         # double is for checks of gradients; all else is to be as fast as
         # memory, which spilled registers would not be.
         if not re.search(r'(rows|pixels|finish)Id', name):
@@ -64,7 +60,10 @@ def test_compiles_for_a_gpu(source, arch, tmp_path):
         assert '.local' not in ptx[name], name
         # pixelsI<dtype>Li1E: one channel a lane.
         if not (finish or re.search(r'pixelsI.*?Li1E', name)):
-            assert len(re.findall(r'st\.global\.v[24]\.', ptx[name])) > 1, name
+            # Two numbers of 16 bit are also written as one word.
+            word = r'|[bu]32' if re.search('Half|BFloat16', name) else ''
+            stores = re.findall(rf'st\.global\.(v[24]\.{word})', ptx[name])
+            assert len(stores) > 1, name
 
 
 @pytest.fixture(scope='module')

@@ -303,9 +303,12 @@ __device__ void sum_columns(const T* from, int64_t count, int width,
   __syncthreads();
 }
 
+// With more of them a thread would have too few registers for pwlu_finish.
+constexpr int kSumThreads = 512;
+
 // How many threads sum_columns should have.
 inline int sum_threads(int64_t count, int width) {
-  return count * width > 8192 ? 1024 : 128;
+  return count * width > 8192 ? kSumThreads : 128;
 }
 
 // For what depends on the channel alone, samples are put together where all
