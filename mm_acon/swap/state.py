@@ -6,6 +6,7 @@ from typing import Iterable, Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 @contextmanager
@@ -34,10 +35,40 @@ def kept_tensors(modules: Iterable[nn.Module], *kinds: str) -> Iterator[None]:
             owner[name] = value
 
 
+# Above what anybody starts from.
+_LARGEST = 1e6
+
+
+@contextmanager
+def filled_parameters(root: nn.Module) -> Iterator[None]:
+    """Numbers that ``init_weights`` has yet to write read as 0.
+
+    Detectors like DINO have parameters of ``torch.empty``. NaN, or what
+    makes it, would stand for all that comes behind.
+    """
+    held = []
+    for parameter in root.parameters():
+        if is_lazy(parameter) or not (parameter.is_floating_point()
+                                      and parameter.numel()):
+            continue
+        value = parameter.data
+        # False where it is NaN.
+        if not value.is_meta and not value.abs().max() < _LARGEST:
+            held.append((parameter, value))
+            parameter.data = value.where(value.abs() < _LARGEST,
+                                         value.new_zeros(()))
+    try:
+        yield
+    finally:
+        for parameter, value in held:
+            parameter.data = value
+
+
 @contextmanager
 def kept_state(root: nn.Module, devices: Iterable = ()) -> Iterator[None]:
     """Random states and buffers are put back."""
-    with kept_random_states(devices), kept_tensors(root.modules(), '_buffers'):
+    with kept_random_states(devices), kept_tensors(
+            root.modules(), '_buffers'), filled_parameters(root):
         yield
 
 

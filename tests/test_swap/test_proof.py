@@ -58,6 +58,22 @@ def test_what_is_compared_is_in_the_report():
             'and training') in str(report)
 
 
+def test_what_nobody_has_filled_yet_spoils_no_proof():
+    """DINO's matcher stops at the NaN that memory may hold."""
+
+    def forward(self, x):
+        y = self.relu(self.a(x)) + self.level
+        if self.training and not y.isfinite().all():
+            raise ValueError('matrix contains invalid numeric entries')
+        return y
+
+    net = Toy(forward)
+    net.level = nn.Parameter(torch.tensor(float('nan')))
+    report = swap_activations(net, PHASES)
+    assert report.proof.modes == ['evaluation', 'training']
+    assert net.level.isnan()
+
+
 def test_it_can_be_turned_off():
     report = swap_activations(Block(), PHASES, verify=False)
     assert report.proof is None and len(report.replaced) == 2

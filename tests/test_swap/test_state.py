@@ -26,6 +26,22 @@ def test_random_states_and_buffers():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_parameters_that_nobody_has_filled():
+    """They read as 0, and are what they were afterwards."""
+    net = nn.Linear(2, 2)
+    weight = torch.tensor([[1., float('nan')], [-1e30, 2.]])
+    net.weight.data = weight
+    memory = net.weight.data_ptr()
+    bias = net.bias.clone()
+    with kept_state(net):
+        assert torch.equal(net.weight, torch.tensor([[1., 0], [0, 2]]))
+        assert torch.equal(net.bias, bias)
+        net(torch.ones(1, 2)).sum().backward()
+    assert net.weight.data_ptr() == memory
+    assert torch.equal(net.weight.isnan(), weight.isnan())
+    assert net.weight[1, 0] == -1e30 and net.weight.grad.isfinite().all()
+
+
 def test_flags():
     net = nn.Sequential(nn.ReLU(), nn.ReLU())
     net[1].eval()

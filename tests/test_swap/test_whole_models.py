@@ -34,7 +34,10 @@ def built(name, parts):
             node['norm_cfg']['requires_grad'] = True
     use_activation(
         cfg, 'PWLU', replace=['ReLU', 'SiLU', 'Swish', 'GELU'], parts=parts)
-    return MODELS.build(cfg.model)
+    model = MODELS.build(cfg.model)
+    # DINO has parameters that only this fills.
+    model.init_weights()
+    return model
 
 
 def train_two_steps(model):
@@ -43,10 +46,10 @@ def train_two_steps(model):
     The activations that a gradient came to, and those that moved: not where
     a block is dropped, or no object is of that level.
     """
-    sample, _, error = first_run(
+    sample, texts, error = first_run(
         samples(model, small=True, training=True),
         lambda sample: sample.run(model) and sample)
-    assert sample.kwargs['mode'] == 'loss', error
+    assert sample and sample.kwargs['mode'] == 'loss', texts
     constructor = ActivationOptimWrapperConstructor(
         dict(
             type='OptimWrapper',
