@@ -168,7 +168,9 @@ def execute(blocks: List[Block], **names) -> dict:
 
 
 @pytest.mark.parametrize('page', [
-    pytest.param(page, marks=EXPORTS if 'deployment' in page else ())
+    pytest.param(
+        page,
+        marks=(EXPORTS, pytest.mark.full) if 'deployment' in page else ())
     for page in sorted({block.page
                         for block in SCRIPTS} - {'README.md'})
 ])

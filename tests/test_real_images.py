@@ -206,6 +206,7 @@ def without_seconds(path):
     return runs
 
 
+@pytest.mark.full
 def test_study_stops_and_goes_on(study, call, nuclei, tmp_path):
     """After every epoch, to the same numbers to the last bit."""
     command = ('--data', nuclei, '--studies', 'pspnet_r18', '--variants',
@@ -397,6 +398,7 @@ def tutorial():
 
 
 @EXPORTS
+@pytest.mark.full
 def test_tutorial(tmp_path, monkeypatch, capsys):
     """All of its commands, one after the other, in two epochs."""
     monkeypatch.chdir(tmp_path)

@@ -13,9 +13,12 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 FORKS = multiprocessing.get_context('forkserver')
-# Those that are not installed are left out.
-FORKS.set_forkserver_preload(
-    ['mmdet.apis', 'mmseg.apis', 'mmpretrain.apis', 'tests.helpers.scripts'])
+# A test process has one server, which imports what its first user asks for.
+# Modules that are not installed are left out.
+FORKS.set_forkserver_preload([
+    'mmdet.apis', 'mmseg.apis', 'mmpretrain.apis', 'tests.helpers.scripts',
+    'tests.test_reliability.runs'
+])
 
 
 def _run(words, folder, environment, outputs):

@@ -1,14 +1,13 @@
 import functools
 import logging
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.helpers.kill_in_save import runner_of
+from tests.helpers.scripts import run_script
 from tests.helpers.toy import ToyModel, Val, loader, make_runner, predict
 
 KILL_IN_SAVE = Path(__file__).parents[1] / 'helpers' / 'kill_in_save.py'
@@ -21,13 +20,8 @@ def test_killed_while_saving(tmp_path):
         written='SIGKILL',
         renamed='SIGKILL',
         removing='SIGKILL')
-    done = subprocess.run([
-        sys.executable,
-        str(KILL_IN_SAVE),
-        str(tmp_path), 'SafeCheckpointHook', *stages
-    ],
-                          capture_output=True,
-                          text=True)
+    done = run_script(
+        KILL_IN_SAVE, tmp_path, 'SafeCheckpointHook', *stages, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     died = [
         line.split() for line in done.stdout.splitlines()
@@ -101,7 +95,8 @@ def test_best_checkpoint_is_replaced_when_the_next_is_there(tmp_path):
 
 def test_full_disk(tmp_path):
     """A file size limit, since a disk is not to be filled by a test."""
-    program = f"""
+    program = tmp_path / 'fill.py'
+    program.write_text(f"""
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from mmengine.fileio import get_file_backend
@@ -111,10 +106,8 @@ backend.put(b'a' * 1000, {str(tmp_path / 'epoch_1.pth')!r})
 open({str(tmp_path / 'last_checkpoint')!r}, 'w').write('epoch_1.pth')
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 backend.put(b'a' * 2**21, {str(tmp_path / 'epoch_2.pth')!r})
-"""
-    done = subprocess.run([sys.executable, '-c', program],
-                          capture_output=True,
-                          text=True)
+""")
+    done = run_script(program, cwd=tmp_path)
     message = done.stderr.splitlines()[-1]
     assert re.fullmatch(
         r'OSError: \[Errno 27\] .*epoch_2.pth could not be written: File too '
@@ -122,7 +115,7 @@ backend.put(b'a' * 2**21, {str(tmp_path / 'epoch_2.pth')!r})
         'is left. The checkpoint before is epoch_1.pth: make room, and resume',
         message)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        'epoch_1.pth', 'last_checkpoint'
+        'epoch_1.pth', 'fill.py', 'last_checkpoint'
     ]
 
 

@@ -17,6 +17,7 @@ from mm_acon import PWLU, PWLURealignHook
 from mm_acon.activations.pwlu import NO_PHASES, PHASE_1, PHASE_2
 from mm_acon.compat import load_weights
 from mm_acon.engine.pwlu_realign_hook import mean_iou, refuse_sharded
+from tests.helpers.scripts import run_script
 from tests.helpers.toy import (BATCH, SAMPLES, StopAt, ToyData, ToyModel,
                                make_runner)
 
@@ -178,14 +179,8 @@ def test_killed_and_resumed_equals_straight(tmp_path, stop):
     """The same with SIGKILL in a process of its own."""
     straight = make_runner(tmp_path / 'straight', [HOOK])
     straight.train()
-    done = subprocess.run([
-        sys.executable,
-        str(RUN_TOY),
-        str(tmp_path / 'killed'), '--kill-at',
-        str(stop)
-    ],
-                          capture_output=True,
-                          text=True)
+    done = run_script(
+        RUN_TOY, tmp_path / 'killed', '--kill-at', stop, cwd=tmp_path)
     assert done.returncode == -9, done.stderr[-2000:]
     resumed = make_runner(tmp_path / 'killed', [HOOK], resume=True)
     resumed.train()

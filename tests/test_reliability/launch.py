@@ -3,11 +3,12 @@ import os
 import socket
 import time
 import traceback
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Optional
 
 import torch
+
+from tests.helpers.scripts import FORKS
 
 # Seconds that a run may take.
 LIMIT = 300
@@ -24,8 +25,6 @@ def launch(run: str, processes: int, work_dir: Path,
     Returns:
         str, optional: What went wrong.
     """
-    context = get_context('forkserver')
-    context.set_forkserver_preload(['tests.test_reliability.runs'])
     work_dir.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -34,7 +33,7 @@ def launch(run: str, processes: int, work_dir: Path,
             MASTER_PORT=str(free.getsockname()[1]),
             WORLD_SIZE=str(processes))
     ranks = [
-        context.Process(
+        FORKS.Process(
             target=run_rank,
             args=(run, rank, environment, str(work_dir), arguments))
         for rank in range(processes)

@@ -1,7 +1,4 @@
-"""What a rank's process does.
-
-The server that ranks are forked from imports this module once for all.
-"""
+"""What a rank's process does."""
 import ctypes
 import gc
 import os
@@ -338,6 +335,7 @@ def train_detector(rank: int, work_dir: str, steps: int) -> None:
     cfg = get_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')
     cfg.launcher = 'none'
     cfg.work_dir = work_dir
+    cfg.randomness = dict(seed=0)
     use_activation(cfg, 'PWLU')
     demo_config(cfg, str(Path(work_dir) / 'data'))
     for split in ('val', 'test'):
