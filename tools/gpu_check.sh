@@ -41,7 +41,7 @@ step() {
 }
 py() { step "$1" "$2" "$PYTHON" "${@:3}"; }
 
-on cuda step build.txt 240 env FORCE_CUDA=1 "$PYTHON" setup.py build_ext --inplace
+on cuda step build.txt 220 env FORCE_CUDA=1 "$PYTHON" setup.py build_ext --inplace
 on cpu py build.txt 600 -m pytest -q -m "" tests/test_ops/test_cuda_sources.py -k "sm_90 or emulated"
 
 # More than 2^31 elements, too, which take a CPU minutes.
@@ -54,7 +54,7 @@ sanitized=(-m pytest -q -p no:cacheprovider tests/test_ops/test_acon.py tests/te
   tests/test_ops/test_views.py -k "$device-compiled and (by_hand or shapes or views)")
 on cpu py sanitizer.txt 120 "${sanitized[@]}"
 for tool in memcheck racecheck synccheck initcheck; do
-  on cuda step "sanitizer_$tool.txt" 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+  on cuda step "sanitizer_$tool.txt" 90 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$PYTHON" "${sanitized[@]}"
 done
 
