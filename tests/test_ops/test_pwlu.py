@@ -1,5 +1,7 @@
 """mm_acon.ops.pwlu against Eq. 1 to 4 and Table 1 of arXiv 2104.03693."""
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,10 @@ from torch.autograd import gradcheck
 
 from mm_acon.ops import inference_table, pwlu, pwlu_table
 from mm_acon.ops.pwlu import MIN_WIDTH
+from tests.helpers.scripts import run_script
 from tests.utils import DTYPES, LAYOUTS, SHAPES, assert_near, run, with_layout
+
+ANY_LENGTH = Path(__file__).parents[1] / 'helpers/pwlu_of_any_length.py'
 
 # One unit: bounds -1 and 1, Y = (0.5, -1, 2), K_L = -0.5, K_R = 4. Its two
 # intervals have length 1 and slopes -1.5 and 3. By hand from Table 1:
@@ -155,6 +160,22 @@ def test_mixed_precision(dtype, device):
     for result, true in zip(grads[1:], wide_grads[1:]):
         assert result.dtype == torch.float32
         assert_near(result, true, backward=True)
+
+
+# What torch runs on here, and what comes before it.
+BEST = re.search(r'CPU capability usage: (\w+)', torch.__config__.show())
+LEVELS = dict(
+    AVX512=('default', 'avx2', 'avx512'),
+    AVX2=('default', 'avx2')).get(BEST and BEST.group(1), ('default', ))
+
+
+@pytest.mark.parametrize('level', ('default', 'avx2', 'avx512'))
+def test_forms_for_older_processors(level, tmp_path):
+    """Each, however many pieces its registers hold and elements are left."""
+    if level not in LEVELS:
+        pytest.skip(f'the processor has no {level}')
+    done = run_script(ANY_LENGTH, cwd=tmp_path, ATEN_CPU_CAPABILITY=level)
+    assert (done.returncode, done.stdout) == (0, '49\n'), done.stderr
 
 
 @pytest.mark.parametrize('rows', [1, 3])

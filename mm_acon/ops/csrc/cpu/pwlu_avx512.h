@@ -3,9 +3,9 @@
 // gather from memory.
 #pragma once
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define MM_ACON_HAS_AVX512_PATH 1
+#include "tiles.h"
 
+#if defined(MM_ACON_HAS_INTRINSICS)
 #include <immintrin.h>
 
 #include "../pwlu_math.h"
@@ -23,7 +23,8 @@ namespace avx512 {
 constexpr int kMaxPieces = 32;
 
 inline bool available() {
-  static const bool found = __builtin_cpu_supports("avx512f");
+  static const bool found =
+      __builtin_cpu_supports("avx512f") && !processor_is({"default", "avx2"});
   return found;
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../pwlu_math.h"
+#include "pwlu_avx2.h"
 #include "pwlu_avx512.h"
 #include "tiles.h"
 
@@ -87,16 +88,20 @@ MM_ACON_CLONES void backward_any(const float* grad, const float* x, float* dx,
                                  float* pairs) {
   backward_loop(grad, x, dx, n, table, piece, pairs);
 }
-#if defined(MM_ACON_HAS_AVX512_PATH)
-bool fits_registers(int last) {
+#if defined(MM_ACON_HAS_INTRINSICS)
+bool fits_avx512(int last) {
   return last < avx512::kMaxPieces && avx512::available();
+}
+bool fits_avx2(int last) {
+  return last < avx2::kMaxPieces && avx2::available();
 }
 #endif
 
 void forward_block(const float* x, float* y, int n,
                    const PwluTable<float>& table) {
-#if defined(MM_ACON_HAS_AVX512_PATH)
-  if (fits_registers(table.last)) return avx512::forward(x, y, n, table);
+#if defined(MM_ACON_HAS_INTRINSICS)
+  if (fits_avx512(table.last)) return avx512::forward(x, y, n, table);
+  if (fits_avx2(table.last)) return avx2::forward(x, y, n, table);
 #endif
   forward_any(x, y, n, table);
 }
@@ -120,10 +125,21 @@ void backward_by_blocks(const T* grad, const T* x, T* dx, int n,
 // Without bins dx alone.
 void backward_block(const float* grad, const float* x, float* dx, int n,
                     const PwluTable<float>& table, float* bins) {
-#if defined(MM_ACON_HAS_AVX512_PATH)
-  if (fits_registers(table.last)) {
+#if defined(MM_ACON_HAS_INTRINSICS)
+  if (fits_avx512(table.last)) {
     return bins ? avx512::backward(grad, x, dx, n, table, bins)
                 : avx512::slopes(grad, x, dx, n, table);
+  }
+  if (fits_avx2(table.last)) {
+    if (!bins) return avx2::slopes(grad, x, dx, n, table);
+    return backward_by_blocks(
+        grad, x, dx, n, table, bins,
+        [](const float* grad, const float* x, float* dx, int n,
+           const PwluTable<float>& table, int32_t* piece, float* pairs) {
+          const int i = avx2::backward(grad, x, dx, n, table, piece, pairs);
+          backward_loop(grad + i, x + i, dx + i, n - i, table, piece + i,
+                        pairs + 2 * i);
+        });
   }
 #endif
   if (!bins) return slope_any(grad, x, dx, n, table);

@@ -9,8 +9,17 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
 
 #include "../common.h"
+
+// What is written for AVX-512 and AVX2 is compiled everywhere on x86-64, and
+// chosen by the processor.
+#if defined(__x86_64__) && defined(__GNUC__)
+#define MM_ACON_HAS_INTRINSICS 1
+#endif
 
 // Compiled for three levels of the x86-64 architecture, the best one chosen
 // when the library is loaded.
@@ -23,6 +32,16 @@
 #endif
 
 namespace mm_acon {
+
+// Whether ATEN_CPU_CAPABILITY, PyTorch's own switch, asks for code of one of
+// these levels whatever the processor has.
+inline bool processor_is(std::initializer_list<const char*> levels) {
+  const char* asked = std::getenv("ATEN_CPU_CAPABILITY");
+  return asked &&
+         std::any_of(levels.begin(), levels.end(), [&](const char* level) {
+           return std::strcmp(asked, level) == 0;
+         });
+}
 
 // Elements in a buffer for numbers that have to be converted or gathered;
 // input, output and gradient stay in the L1 cache. In channels_last memory a
