@@ -223,8 +223,11 @@ COLUMNS = {
 
 def cells(row: dict, keys: Iterable[str]) -> List[str]:
     numbers = [row.get(key) for key in keys]
+    # Times of what is small are the host's.
     return [row['case']] + [
-        '-' if number is None else f'{number:.2f}' for number in numbers
+        '-' if number is None else
+        f'{number:.4f}' if 0 < number < .1 else f'{number:.2f}'
+        for number in numbers
     ]
 
 

@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kAconThreads, kResident / kAconThreads)
 // A block per channel. dbeta is (C,), or (N, C) if it is per sample. Null are
 // those that are not asked for.
 template <typename T>
-__global__ void __launch_bounds__(kSumThreads)
+__global__ void __launch_bounds__(kSumThreads, 1)
     acon_finish(const T* sums, int64_t samples, int64_t chunks,
                 bool per_sample, T* dp1, T* dp2, T* dbeta) {
   double* buffer = static_cast<double*>(shared_memory());

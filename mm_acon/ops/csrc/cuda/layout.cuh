@@ -303,7 +303,8 @@ __device__ void sum_columns(const T* from, int64_t count, int width,
   __syncthreads();
 }
 
-// With more of them a thread would have too few registers for pwlu_finish.
+// With more of them a thread would have too few registers for pwlu_finish, and
+// so it would if more than one block were to be there at once.
 constexpr int kSumThreads = 512;
 
 // How many threads sum_columns should have.

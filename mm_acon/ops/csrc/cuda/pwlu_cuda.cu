@@ -298,7 +298,7 @@ struct PwluTargets {
 
 // A block per unit: the parameters' gradients from the sums of its segments.
 template <typename T>
-__global__ void __launch_bounds__(kSumThreads)
+__global__ void __launch_bounds__(kSumThreads, 1)
     pwlu_finish(const T* sums, int64_t segments, PwluView<T> numbers,
                 PwluTargets<T> to) {
   const int width = 2 * numbers.pieces, values = numbers.pieces - 1;
