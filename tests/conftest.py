@@ -52,6 +52,16 @@ def form(request):
         yield
 
 
+@pytest.fixture(autouse=True, scope='session')
+def configs_are_dumped_as_they_are():
+    """A Runner formats its config four times, which takes as long as a short
+    training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmengine.config.config.FormatCode', lambda text, **_:
+                      (text, True))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_default_scope():
     """A Runner leaves its scope behind, and names would be looked up in it."""

@@ -67,6 +67,16 @@ PWLU_PAPER = {
     'efficientnet_b0_pwlu': ('EfficientNet', 33, 65, 19_200, 350, 1e-5),
 }
 
+# What the shallow ones of the same network do not show takes seconds each.
+DEEP = re.compile('resnet(101|152)|senet154|tfnet_(1.5|2)')
+
+
+def unless_deep(names):
+    return [
+        pytest.param(name, marks=pytest.mark.full if DEEP.match(name) else ())
+        for name in names
+    ]
+
 
 @functools.lru_cache(maxsize=None)
 def _read(name) -> Config:
@@ -94,7 +104,7 @@ def test_every_config_is_tested():
         assert f'`{name}.py`' in README
 
 
-@pytest.mark.parametrize('name', ACON_PAPER)
+@pytest.mark.parametrize('name', unless_deep(ACON_PAPER))
 def test_acon_paper(name):
     _, backbone, activation, number, total = ACON_PAPER[name]
     model = build(load(name))

@@ -414,6 +414,7 @@ PSPNET = CONFIGS / 'pspnet_r50_metaacon.py'
 
 
 @EXPORTS
+@pytest.mark.full
 def test_tool_on_a_segmentor(export, tmp_path):
     code, out = export(PSPNET, *SMALL, 'model.decode_head.in_channels=64')
     assert code == 0
@@ -426,6 +427,7 @@ def test_tool_on_a_segmentor(export, tmp_path):
 
 
 @EXPORTS
+@pytest.mark.full
 def test_tool_on_a_detector_above_the_tolerance(export, tmp_path):
     """The whole of a one-stage detector."""
     code, out = export(CONFIGS / 'retinanet_r50_metaacon.py', '--tolerance',

@@ -86,6 +86,20 @@ class _InputChanged(Exception):
 _COMPARED = 'outputs', 'gradients', 'buffers'
 
 
+def _no_gradients(root: nn.Module) -> str:
+    """Why a backward pass would end the process; empty if it would not.
+
+    With mmcv 2.1 it does so in DetectoRS as it ships, on the CPU: the kernel
+    of a deformable convolution reads outside of its tensors.
+    """
+    for name, module in root.named_modules():
+        if (type(module).__name__ == 'SAConv2d' and module.use_deform
+                and not module.weight.is_cuda):
+            return (f'a backward pass of {name}, an SAConv2d of MMCV with '
+                    'use_deform, ends the process on the CPU')
+    return ''
+
+
 @dataclass
 class _Observed:
     """What one pass gave."""
@@ -142,6 +156,7 @@ class _Prover:
     def __init__(self, root: nn.Module,
                  sample_input: Optional[SampleInput]) -> None:
         self.root = root
+        self.no_gradients = _no_gradients(root)
         # Those of convolutions and fully connected layers follow from these
         # and from what comes in, and would take the room of the weights.
         self.small = [p for p in root.parameters() if p.dim() < 2]
@@ -186,7 +201,8 @@ class _Prover:
                 if changed:
                     raise _InputChanged(changed)
                 outputs = list(tensors(result))
-                gradients = _gradients(outputs, [*leaves, *self.small])
+                gradients = [] if self.no_gradients else _gradients(
+                    outputs, [*leaves, *self.small])
             finally:
                 for parameter, flag in wanted.items():
                     parameter.requires_grad_(flag)
@@ -314,5 +330,5 @@ def prove(
     proof = Proof([_MODES[case.training] for case in prover.cases],
                   prover.failures,
                   max((case.tolerance for case in prover.cases), default=0.),
-                  time.perf_counter() - start)
+                  time.perf_counter() - start, prover.no_gradients)
     return proof, refused

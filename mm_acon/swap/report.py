@@ -39,25 +39,29 @@ class Proof:
         failures: Why the network could not be run with gradients, by mode.
         tolerance: 0, or how far apart two runs of the network itself are.
         seconds: What it took.
+        no_gradients: Why gradients were not compared, if they were not.
     """
     modes: List[str]
     failures: Dict[str, str] = field(default_factory=dict)
     tolerance: float = 0.
     seconds: float = 0.
+    no_gradients: str = ''
 
     def __str__(self) -> str:
         parts = []
         if self.modes:
             exact = 'exactly' if not self.tolerance else (
                 f'to within {self.tolerance:.1g}, for its own runs differ')
-            parts.append(
-                'with the old activations at these places, outputs and '
-                f'gradients stay {exact} what they are, in '
-                f'{" and ".join(self.modes)} ({self.seconds:.1f} s)')
+            what = 'outputs' if self.no_gradients else 'outputs and gradients'
+            parts.append(f'with the old activations at these places, {what} '
+                         f'stay {exact} what they are, in '
+                         f'{" and ".join(self.modes)} ({self.seconds:.1f} s)')
         parts += [
             f'not compared in {mode}, where it does not run: {reason}'
             for mode, reason in self.failures.items()
         ]
+        if self.no_gradients:
+            parts.append(f'gradients are not compared: {self.no_gradients}')
         return '; '.join(parts)
 
 

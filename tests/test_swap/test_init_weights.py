@@ -1,5 +1,6 @@
 """What the initialisation of a backbone leaves of its new activations."""
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,14 @@ def test_rules_and_loops_of_every_backbone(name):
             assert_kept(backbone, before)
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [
+    pytest.param(
+        path,
+        id=path.stem,
+        marks=pytest.mark.full
+        if re.match('resnet(101|152)|senet154|tfnet_', path.stem) else ())
+    for path in CONFIGS
+])
 def test_every_config_that_ships(path):
     """Without the weights that it starts from, which would be loaded."""
     cfg = Config.fromfile(path)

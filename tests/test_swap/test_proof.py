@@ -58,6 +58,22 @@ def test_what_is_compared_is_in_the_report():
             'and training') in str(report)
 
 
+def test_no_backward_pass_where_it_would_end_the_process():
+    """DetectoRS on the CPU, with MMCV's deformable convolutions."""
+    config = dict(
+        type='mmdet.DetectoRS_ResNet',
+        depth=50,
+        conv_cfg=dict(type='ConvAWS'),
+        sac=dict(type='SAC', use_deform=True),
+        stage_with_sac=(False, True, True, True))
+    report = swap_activations(build(config), PHASES)
+    assert len(report.replaced) == 49
+    assert report.proof.modes == ['evaluation', 'training']
+    assert str(report).endswith(
+        '; gradients are not compared: a backward pass of layer2.0.conv2, an '
+        'SAConv2d of MMCV with use_deform, ends the process on the CPU')
+
+
 def test_what_nobody_has_filled_yet_spoils_no_proof():
     """DINO's matcher stops at the NaN that memory may hold."""
 

@@ -34,6 +34,10 @@ def test_proof():
 with the old activations at these places, outputs and gradients stay exactly \
 what they are, in evaluation (0.2 s); not compared in training, where it does \
 not run: no targets'''
+    proof = Proof(['training'], seconds=.25, no_gradients='it ends')
+    assert str(proof) == '''\
+with the old activations at these places, outputs stay exactly what they are, \
+in training (0.2 s); gradients are not compared: it ends'''
 
 
 def test_replaced():

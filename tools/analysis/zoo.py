@@ -25,8 +25,8 @@ import resource
 import sys
 import time
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Tuple
 
@@ -222,6 +222,8 @@ def swap(network: Network, act: str, most: float) -> Network:
         failures = report.proof.failures
         if changing:
             network.outcome = CHANGED
+        elif report.proof.no_gradients:
+            network.outcome = 'equal in outputs, gradients are not compared'
         elif report.proof.tolerance:
             network.outcome = 'equal as far as its own runs are'
         elif failures:
@@ -231,7 +233,7 @@ def swap(network: Network, act: str, most: float) -> Network:
             network.outcome = EQUAL
         network.detail = '; '.join([
             *(f'{row.site}: {row.reason}' for row in changing),
-            *failures.values()
+            *failures.values(), *filter(None, [report.proof.no_gradients])
         ])
         network.sites = len(report.rows)
         network.replaced = len(report.replaced)
@@ -341,21 +343,41 @@ def run(libraries,
     networks.sort(key=lambda network: -len(network.configs))
     left = [i for i, n in enumerate(networks) if not found.fill(n)]
     yield networks
-    # A process for each: its memory is its own.
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(apart, networks[i], act, most): i for i in left}
+        try:
+            for future in as_completed(futures):
+                network = networks[futures[future]] = future.result()
+                print(
+                    f'{network.library} {network.type}: {network.outcome}, '
+                    f'{network.replaced} of {network.sites}, '
+                    f'{network.seconds:.1f} s. {network.detail[:150]}',
+                    file=sys.stderr,
+                    flush=True)
+                found.add(network)
+                yield networks
+        finally:
+            # Of those that have not begun, when this is stopped.
+            for future in futures:
+                future.cancel()
+
+
+def apart(network: Network, act: str, most: float) -> Network:
+    """Swaps it in a process of its own, whose memory and end are its own."""
     context = multiprocessing.get_context('fork')
-    with context.Pool(jobs, quiet, maxtasksperchild=1) as pool:
-        one = partial(swap, act=act, most=most)
-        results = pool.imap(one, [networks[i] for i in left])
-        for index, network in zip(left, results):
-            print(
-                f'{network.library} {network.type}: {network.outcome}, '
-                f'{network.replaced} of {network.sites}, '
-                f'{network.seconds:.1f} s. {network.detail[:150]}',
-                file=sys.stderr,
-                flush=True)
-            networks[index] = network
-            found.add(network)
-            yield networks
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(
+        target=lambda: theirs.send(quiet() or swap(network, act, most)))
+    process.start()
+    theirs.close()
+    try:
+        network = ours.recv()
+    except EOFError:
+        process.join()
+        network.outcome = 'broken'
+        network.detail = f'its process ended with {process.exitcode}'
+    process.join()
+    return network
 
 
 def page(networks: List[Network], problems: Dict[str, str], act: str,
