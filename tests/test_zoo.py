@@ -1,4 +1,6 @@
 """Every config that the libraries ship, through what --act does."""
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -73,6 +75,16 @@ def test_a_misfit_is_broken():
     zoo.swap(network, 'Nothing', 100)
     assert network.outcome == 'broken'
     assert 'not a registered activation' in network.detail
+
+
+def test_a_process_that_ends_holds_nothing_up(monkeypatch):
+    """DetectoRS's did, in a kernel of MMCV."""
+    monkeypatch.setattr(zoo, 'swap',
+                        lambda *_: os.kill(os.getpid(), signal.SIGSEGV))
+    network, = run(['mmseg'], match='bisenetv2/')
+    assert (network.type, network.outcome,
+            network.detail) == ('BiSeNetV2', 'broken',
+                                'its process ended with -11')
 
 
 @pytest.mark.full
