@@ -239,13 +239,13 @@ def _sizes(root: nn.Module, axes: int, small: bool) -> List[int]:
     """Pixels along an axis, in the order to try.
 
     256: only pooled maps are then 1x1, since the strides of HourglassNet go
-    to 128. Some take 224 only, or the size that they state, LeNet-5 32. A
-    volume of 256 would take 8 GB.
+    to 128. Some take 224 only, or the size that they state, LeNet-5 32, and
+    Swin of larger windows 384. A volume of 256 would take 8 GB.
     """
     if axes == 3:
         return [32, 64, 128]
     stated = [s for s in (_stated_size(root), ) if s]
-    usual = [*[s for s in stated if s < 256], 256, 224, *stated, 32]
+    usual = [*[s for s in stated if s < 256], 256, 224, *stated, 32, 384]
     return list(dict.fromkeys([64, 128, *usual] if small else usual))
 
 

@@ -22,12 +22,26 @@ def shapes(root, *args, **kwargs):
 
 def test_sizes_of_images():
     assert shapes(nn.Conv2d(
-        3, 4, 3)) == [f'[(1, 3, {size}, {size})]' for size in (256, 224, 32)]
+        3, 4, 3)) == [f'[(1, 3, {s}, {s})]' for s in (256, 224, 32, 384)]
     assert shapes(
         nn.Conv2d(1, 4, 3), small=True)[:3] == [
             '[(2, 1, 64, 64)]', '[(2, 3, 64, 64)]', '[(2, 1, 128, 128)]'
         ]
     assert shapes(nn.Conv3d(3, 4, 3))[0] == '[(1, 3, 32, 32, 32)]'
+
+
+def test_windows_that_ask_for_large_images():
+    """Swin for 384 pixels, which does not state its size."""
+    net = build(
+        dict(
+            type='mmpretrain.SwinTransformer',
+            arch=dict(
+                embed_dims=8, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8]),
+            img_size=384,
+            stage_cfgs=dict(block_cfgs=dict(window_size=12))))
+    report = swap_activations(net, PWLU, replace='GELU')
+    assert len(report.replaced) == 8
+    assert report.proof.modes == ['evaluation', 'training']
 
 
 def test_size_that_a_network_states():
