@@ -18,6 +18,7 @@ from mm_acon import PWLU, LearnableActivation
 from mm_acon.datasets import demo_config
 from mm_acon.swap.probe import probe
 from tests.helpers.counting import PARAMETERS
+from tests.utils import unless_deep
 
 pytest.importorskip('mmpretrain')
 
@@ -66,16 +67,6 @@ PWLU_PAPER = {
     'mobilenetv3_small_pwlu': ('MobileNetV3', 23, 41, 5488, 350, 4e-5),
     'efficientnet_b0_pwlu': ('EfficientNet', 33, 65, 19_200, 350, 1e-5),
 }
-
-# What the shallow ones of the same network do not show takes seconds each.
-DEEP = re.compile('resnet(101|152)|senet154|tfnet_(1.5|2)')
-
-
-def unless_deep(names):
-    return [
-        pytest.param(name, marks=pytest.mark.full if DEEP.match(name) else ())
-        for name in names
-    ]
 
 
 @functools.lru_cache(maxsize=None)

@@ -3,6 +3,7 @@
 Toys and whole backbones are in tests/helpers.
 """
 import os
+import re
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -85,6 +86,17 @@ EXPORT = needs_torch('2.1', 'has no torch.export')
 RELU_OF_HALF = needs_torch('2.1', 'has no half-precision ReLU on the CPU')
 HALF_ON_CPU = needs_torch(
     '2.2', 'has no half-precision convolution and matrix product on the CPU')
+
+# What the shallow ones of the same network do not show takes seconds each.
+DEEP = re.compile('resnet(101|152)|senet154|tfnet_(1.5|2)')
+
+
+def unless_deep(names):
+    """Parameters of a test of our ImageNet configs."""
+    return [
+        pytest.param(name, marks=pytest.mark.full if DEEP.match(name) else ())
+        for name in names
+    ]
 
 
 def tolerance(dtype: torch.dtype,
