@@ -6,6 +6,7 @@ import pytest
 from mmengine.config import config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 from mm_acon.ops.extension import DEVICES as BUILT
 from mm_acon.ops.extension import use_reference
@@ -65,12 +66,25 @@ def long_configs_are_not_formatted():
         yield
 
 
+def kinds(of):
+    """A class and all that derive from it."""
+    return [
+        of, *(kind for child in of.__subclasses__() for kind in kinds(child))
+    ]
+
+
 @pytest.fixture(autouse=True)
-def no_default_scope():
-    """A Runner leaves its scope behind, and names would be looked up in it."""
-    DefaultScope._instance_dict.clear()
+def nothing_of_other_runners():
+    """A Runner leaves its scope behind, where names would be looked up, and
+    its visualizer, which the next one of that name would write with."""
+
+    def forget():
+        for kind in (DefaultScope, *kinds(Visualizer)):
+            kind._instance_dict.clear()
+
+    forget()
     yield
-    DefaultScope._instance_dict.clear()
+    forget()
 
 
 class Records(logging.Handler):

@@ -62,6 +62,7 @@ class InnerConv(nn.Module):
                  bias: bool = True) -> None:
         super().__init__()
         self.stride = stride
+        self.padding = kernel_size // 2
         self.groups = groups
         self.weight = nn.Parameter(
             torch.empty(out_channels, in_channels // groups, kernel_size,
@@ -79,7 +80,7 @@ class InnerConv(nn.Module):
             self.weight,
             self.bias,
             stride=self.stride,
-            padding=self.weight.shape[-1] // 2,
+            padding=self.padding,
             groups=self.groups)
 
     def extra_repr(self) -> str:
