@@ -120,6 +120,31 @@ def test_any_gradient(operator, kind, of_grad, device):
         assert_near(result, true, backward=True)
 
 
+# More channels than a line or a tile of CPU kernels takes, and more places
+# than a block or a chunk: none is a multiple of it.
+@pytest.mark.parametrize('shape', [(1, 1027, 2, 3), (2, 37, 23, 25)], ids=str)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('operator', [acon, pwlu])
+def test_channels_last_over_many_tiles(operator, dtype, shape, device):
+    """The numbers are those of contiguous tensors."""
+    x, grad = (images(*shape, seed=seed).to(device, dtype) for seed in (0, 1))
+    rows = [images(shape[1], seed=seed) for seed in range(2, 7)]
+    held = rows[:3] if operator is acon else [
+        images(shape[1], 9, seed=9), -1 - rows[0].abs(), 1 +
+        rows[1].abs(), *rows[2:4]
+    ]
+    held = [p.to(device) for p in held]
+    true_y, true_grads = run(operator, x, *held, grad=grad)
+    y, grads = run(
+        operator,
+        in_order(x, 0, 2, 3, 1),
+        *held,
+        grad=in_order(grad, 0, 2, 3, 1))
+    assert_near(y, true_y)
+    for result, true in zip(grads, true_grads):
+        assert_near(result, true, backward=True)
+
+
 def copies(function):
     """How often something of x's size was copied."""
     with torch.profiler.profile(record_shapes=True) as profile:

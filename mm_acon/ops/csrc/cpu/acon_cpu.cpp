@@ -10,98 +10,171 @@
 namespace mm_acon {
 namespace {
 
-// beta is one number for the block, or one per element.
-template <bool kElement, typename T>
-MM_ACON_HD void forward_loop(const T* x, T* y, int n, T d, T p2,
-                             const T* beta) {
-  const T shared = beta[0];
-#pragma omp simd
-  for (int i = 0; i < n; ++i) {
-    y[i] = acon(x[i], d, p2, kElement ? beta[i] : shared);
-  }
+// What a line's elements share, or have one each of: along a row that may be
+// beta, along the channels of a place it is every parameter.
+enum class Line { kRow, kRowOfBetas, kChannels };
+
+template <bool kEach, typename T>
+MM_ACON_HD T number(const T* numbers, int i) {
+  return numbers[kEach ? i : 0];
 }
 
-// dx, and for kAll what the parameters get: sums of g x G (for p1), g x, and
-// g df/dbeta unless beta is per element.
-template <bool kElement, bool kAll, typename T>
-MM_ACON_HD void backward_loop(const T* grad, const T* x, T* dx, T* dbeta,
-                              int n, T d, T p2, const T* beta, double* sums) {
-  const T shared = beta[0];
-  T to_p1 = 0, to_x = 0, to_beta = 0;
-#pragma omp simd reduction(+ : to_p1, to_x, to_beta)
-  for (int i = 0; i < n; ++i) {
-    const AconSlopes<T> slope =
-        acon_slopes(x[i], d, p2, kElement ? beta[i] : shared);
-    dx[i] = grad[i] * slope.x;
-    if constexpr (kAll) {
-      to_p1 += grad[i] * slope.p1;
-      to_x += grad[i] * x[i];
-      if constexpr (kElement) {
-        dbeta[i] = grad[i] * slope.beta;
-      } else {
-        to_beta += grad[i] * slope.beta;
-      }
-    }
-  }
-  if constexpr (kAll) {
-    sums[0] += to_p1;
-    sums[1] += to_x;
-    sums[2] += to_beta;
-  }
-}
-
-// A block of a row. dbeta is null but for a beta per element, sums is null
+// A line of elements. dbeta is null but for a beta per element, sums is null
 // where dx alone is asked for.
 template <typename T>
 struct Block {
   const T *grad, *x;
   T *out, *dbeta;  // y or dx
   int n;
-  T d, p2;
-  const T* beta;
+  const T *d, *p2, *beta;
+  // What the parameters get: sums of g x G (for p1), of g x, and of g df/dbeta
+  // unless beta is per element; so far apart.
   double* sums;
+  int64_t sums_step;
 };
 
+template <Line kLine, typename T>
+MM_ACON_HD void forward_loop(const Block<T>& b) {
+  constexpr bool kChannels = kLine == Line::kChannels;
+  const T *x = b.x, *d = b.d, *p2 = b.p2, *beta = b.beta;
+  T* y = b.out;
+  const int n = b.n;
+#pragma omp simd
+  for (int i = 0; i < n; ++i) {
+    y[i] = acon(x[i], number<kChannels>(d, i), number<kChannels>(p2, i),
+                number<kLine != Line::kRow>(beta, i));
+  }
+}
+
+template <Line kLine, typename T>
+MM_ACON_HD void slope_loop(const Block<T>& b) {
+  constexpr bool kChannels = kLine == Line::kChannels;
+  const T *x = b.x, *d = b.d, *p2 = b.p2, *beta = b.beta, *grad = b.grad;
+  T* dx = b.out;
+  const int n = b.n;
+#pragma omp simd
+  for (int i = 0; i < n; ++i) {
+    dx[i] = grad[i] * acon_slopes(x[i], number<kChannels>(d, i),
+                                  number<kChannels>(p2, i),
+                                  number<kLine != Line::kRow>(beta, i))
+                          .x;
+  }
+}
+
+template <bool kBetas, typename T>
+MM_ACON_HD void row_loop(const Block<T>& b) {
+  const T *x = b.x, *beta = b.beta, *grad = b.grad;
+  const T d = *b.d, p2 = *b.p2, shared = *b.beta;
+  T *dx = b.out, *dbeta = b.dbeta;
+  const int n = b.n;
+  T to_p1 = 0, to_x = 0, to_beta = 0;
+#pragma omp simd reduction(+ : to_p1, to_x, to_beta)
+  for (int i = 0; i < n; ++i) {
+    const AconSlopes<T> slope =
+        acon_slopes(x[i], d, p2, kBetas ? beta[i] : shared);
+    dx[i] = grad[i] * slope.x;
+    to_p1 += grad[i] * slope.p1;
+    to_x += grad[i] * x[i];
+    if constexpr (kBetas) {
+      dbeta[i] = grad[i] * slope.beta;
+    } else {
+      to_beta += grad[i] * slope.beta;
+    }
+  }
+  b.sums[0] += to_p1;
+  b.sums[b.sums_step] += to_x;
+  b.sums[2 * b.sums_step] += to_beta;
+}
+
+template <bool kBetas, typename T>
+MM_ACON_HD void channel_loop(const Block<T>& b) {
+  const T *x = b.x, *d = b.d, *p2 = b.p2, *beta = b.beta, *grad = b.grad;
+  T *dx = b.out, *dbeta = b.dbeta;
+  double *to_p1 = b.sums, *to_x = to_p1 + b.sums_step;
+  double* to_beta = to_x + b.sums_step;
+  const int n = b.n;
+#pragma omp simd
+  for (int i = 0; i < n; ++i) {
+    const AconSlopes<T> slope = acon_slopes(x[i], d[i], p2[i], beta[i]);
+    dx[i] = grad[i] * slope.x;
+    to_p1[i] += grad[i] * slope.p1;
+    to_x[i] += grad[i] * x[i];
+    if constexpr (kBetas) {
+      dbeta[i] = grad[i] * slope.beta;
+    } else {
+      to_beta[i] += grad[i] * slope.beta;
+    }
+  }
+}
+
 template <typename T>
-MM_ACON_HD void forward_any(const Block<T>& b, bool per_element) {
-  if (per_element) {
-    forward_loop<true>(b.x, b.out, b.n, b.d, b.p2, b.beta);
-  } else {
-    forward_loop<false>(b.x, b.out, b.n, b.d, b.p2, b.beta);
-  }
-}
-
-template <bool kElement, typename T>
-MM_ACON_HD void backward_of(const Block<T>& b) {
-  if (b.sums) {
-    backward_loop<kElement, true>(b.grad, b.x, b.out, b.dbeta, b.n, b.d, b.p2,
-                                  b.beta, b.sums);
-  } else {
-    backward_loop<kElement, false>(b.grad, b.x, b.out, b.dbeta, b.n, b.d, b.p2,
-                                   b.beta, b.sums);
-  }
+MM_ACON_HD void forward_any(const Block<T>& b, Line line) {
+  if (line == Line::kRow) return forward_loop<Line::kRow>(b);
+  if (line == Line::kRowOfBetas) return forward_loop<Line::kRowOfBetas>(b);
+  forward_loop<Line::kChannels>(b);
 }
 
 template <typename T>
-MM_ACON_HD void backward_any(const Block<T>& b, bool per_element) {
-  if (per_element) {
-    backward_of<true>(b);
-  } else {
-    backward_of<false>(b);
+MM_ACON_HD void backward_any(const Block<T>& b, Line line) {
+  if (!b.sums) {
+    if (line == Line::kRow) return slope_loop<Line::kRow>(b);
+    if (line == Line::kRowOfBetas) return slope_loop<Line::kRowOfBetas>(b);
+    return slope_loop<Line::kChannels>(b);
   }
+  if (line == Line::kChannels) {
+    return b.dbeta ? channel_loop<true>(b) : channel_loop<false>(b);
+  }
+  b.dbeta ? row_loop<true>(b) : row_loop<false>(b);
 }
 
-MM_ACON_CLONES void forward_block(const Block<float>& b, bool per_element) {
-  forward_any(b, per_element);
+MM_ACON_CLONES void forward_block(const Block<float>& b, Line line) {
+  forward_any(b, line);
 }
-void forward_block(const Block<double>& b, bool per_element) {
-  forward_any(b, per_element);
+void forward_block(const Block<double>& b, Line line) { forward_any(b, line); }
+MM_ACON_CLONES void backward_block(const Block<float>& b, Line line) {
+  backward_any(b, line);
 }
-MM_ACON_CLONES void backward_block(const Block<float>& b, bool per_element) {
-  backward_any(b, per_element);
+void backward_block(const Block<double>& b, Line line) {
+  backward_any(b, line);
 }
-void backward_block(const Block<double>& b, bool per_element) {
-  backward_any(b, per_element);
+
+// p1 - p2, p2 and beta of every channel, one after the other, since the
+// channels of a place are a line, too.
+template <typename T>
+class Numbers {
+ public:
+  Numbers(const AconParameters<T>& parameters, const View& view)
+      : samples_(parameters.kind == BetaKind::kSample ? view.samples : 1),
+        channels_(view.channels),
+        numbers_((samples_ + 2) * channels_) {
+    const AconView<T>& from = parameters.numbers;
+    for (int64_t c = 0; c < channels_; ++c) {
+      numbers_[c] = from.difference(c);
+      numbers_[channels_ + c] = from.low(c);
+    }
+    if (parameters.kind == BetaKind::kElement) return;
+    for (int64_t n = 0; n < samples_; ++n) {
+      T* betas = numbers_.data() + (n + 2) * channels_;
+      for (int64_t c = 0; c < channels_; ++c) betas[c] = *from.beta_of(n, c);
+    }
+  }
+
+  // Of the channels from a patch's first on. beta is not that of an element.
+  void find(const Patch& patch, Block<T>* block) const {
+    block->d = numbers_.data() + patch.channel;
+    block->p2 = block->d + channels_;
+    block->beta =
+        block->p2 + (samples_ == 1 ? 1 : patch.sample + 1) * channels_;
+  }
+
+ private:
+  int64_t samples_, channels_;
+  std::vector<T> numbers_;
+};
+
+Line line_of(const View& view, bool per_element) {
+  if (view.channels_last) return Line::kChannels;
+  return per_element ? Line::kRowOfBetas : Line::kRow;
 }
 
 // Sums of every sample and channel, brought to the shape of a parameter:
@@ -130,29 +203,27 @@ at::Tensor acon_cpu(const at::Tensor& input, const at::Tensor& p1,
       at::kHalf, at::kBFloat16, input.scalar_type(), "acon", [&] {
         using T = math_t<scalar_t>;
         const AconParameters<T> parameters(p1, p2, beta, seen);
-        const AconView<T>& numbers = parameters.numbers;
+        const Numbers<T> numbers(parameters, seen.view);
         const bool per_element = parameters.kind == BetaKind::kElement;
-        const Tiles<scalar_t> tiles(seen.view);
+        const Line kind = line_of(seen.view, per_element);
+        const Tiles<scalar_t> tiles(seen.view, kBlock);
         const Steps from = seen.x.steps, to = seen.out.steps;
         const Steps of_beta = parameters.steps;
         const scalar_t* x_data = const_data<scalar_t>(seen.x.tensor);
         scalar_t* y_data = mutable_data<scalar_t>(seen.out.tensor);
-        tiles.for_blocks([&](int64_t n, int64_t c, int64_t, int64_t p,
-                             int length) {
-          T x_buffer[kBlock], y_buffer[kBlock], b_buffer[kBlock];
-          scalar_t* y_here = y_data + to.to(n, c, p);
+        tiles.for_lines([&](const Patch& line) {
+          const Input<scalar_t> x(x_data, from, line);
+          Output<scalar_t> y(y_data, to, line);
+          const Input<T> betas(per_element ? parameters.numbers.beta : nullptr,
+                               of_beta, line);
           Block<T> block{};
-          block.x =
-              load(x_data + from.to(n, c, p), from.place, length, x_buffer);
-          block.out = target(y_here, to.place, y_buffer);
-          block.n = length;
-          block.d = numbers.difference(c);
-          block.p2 = numbers.low(c);
-          block.beta = per_element ? load(numbers.beta + of_beta.to(n, c, p),
-                                          of_beta.place, length, b_buffer)
-                                   : numbers.beta_of(n, c);
-          forward_block(block, per_element);
-          store(block.out, y_here, to.place, length);
+          block.n = line.length;
+          block.x = x[0];
+          block.out = y[0];
+          numbers.find(line, &block);
+          if (per_element) block.beta = betas[0];
+          forward_block(block, kind);
+          y.store(to, line);
         });
       });
   return seen.result();
@@ -176,53 +247,52 @@ Gradients<4> acon_backward_cpu(const at::Tensor& grad_output,
       at::kHalf, at::kBFloat16, input.scalar_type(), "acon_backward", [&] {
         using T = math_t<scalar_t>;
         const AconParameters<T> parameters(p1, p2, beta, seen);
-        const AconView<T>& numbers = parameters.numbers;
         if (all && per_element) {
           dbeta =
               at::empty_like(seen.out.tensor, parameters.held[2].options());
         }
         if (input.numel() == 0) return;
-        const Tiles<scalar_t> tiles(view);
-        // Three sums per sample, channel and chunk of a row.
-        std::vector<double> sums(all ? rows * tiles.chunks * 3 : 0);
+        const Numbers<T> numbers(parameters, view);
+        const Line kind = line_of(view, per_element);
+        const Tiles<scalar_t> tiles(view, kBlock);
+        // Three sums per chunk of a row, sample and channel.
+        std::vector<double> sums(all ? tiles.chunks * 3 * rows : 0);
         const Steps from = seen.x.steps, to = seen.out.steps;
         const Steps of_grad = grad.steps, of_beta = parameters.steps;
         const scalar_t* x_data = const_data<scalar_t>(seen.x.tensor);
         const scalar_t* g_data = const_data<scalar_t>(grad.tensor);
         scalar_t* dx_data = mutable_data<scalar_t>(seen.out.tensor);
         T* db_data = dbeta.defined() ? mutable_data<T>(dbeta) : nullptr;
-        tiles.for_blocks([&](int64_t n, int64_t c, int64_t chunk, int64_t p,
-                             int length) {
-          T x_buffer[kBlock], g_buffer[kBlock], dx_buffer[kBlock];
-          T b_buffer[kBlock], db_buffer[kBlock];
-          const int64_t at = to.to(n, c, p);
+        tiles.for_lines([&](const Patch& line) {
+          const Input<scalar_t> x(x_data, from, line);
+          const Input<scalar_t> g(g_data, of_grad, line);
+          Output<scalar_t> dx(dx_data, to, line);
+          const Input<T> betas(per_element ? parameters.numbers.beta : nullptr,
+                               of_beta, line);
+          Output<T> dbetas(db_data, to, line);
           Block<T> block{};
-          block.x =
-              load(x_data + from.to(n, c, p), from.place, length, x_buffer);
-          block.grad = load(g_data + of_grad.to(n, c, p), of_grad.place,
-                            length, g_buffer);
-          block.out = target(dx_data + at, to.place, dx_buffer);
-          block.n = length;
-          block.d = numbers.difference(c);
-          block.p2 = numbers.low(c);
-          block.beta = per_element ? load(numbers.beta + of_beta.to(n, c, p),
-                                          of_beta.place, length, b_buffer)
-                                   : numbers.beta_of(n, c);
-          if (db_data) block.dbeta = target(db_data + at, to.place, db_buffer);
+          block.n = line.length;
+          block.x = x[0];
+          block.grad = g[0];
+          block.out = dx[0];
+          numbers.find(line, &block);
+          if (per_element) block.beta = betas[0];
+          if (db_data) block.dbeta = dbetas[0];
           if (all) {
-            block.sums = sums.data() +
-                         ((n * view.channels + c) * tiles.chunks + chunk) * 3;
+            block.sums = sums.data() + line.chunk * 3 * rows +
+                         line.sample * view.channels + line.channel;
+            block.sums_step = rows;
           }
-          backward_block(block, per_element);
-          store(block.out, dx_data + at, to.place, length);
-          if (db_data) store(block.dbeta, db_data + at, to.place, length);
+          backward_block(block, kind);
+          dx.store(to, line);
+          if (db_data) dbetas.store(to, line);
         });
-        for (int64_t row = 0; all && row < rows; ++row) {
-          for (int64_t chunk = 0; chunk < tiles.chunks; ++chunk) {
-            const double* sum = sums.data() + (row * tiles.chunks + chunk) * 3;
-            to_p1[row] += sum[0];
-            to_p2[row] += sum[1] - sum[0];
-            to_beta[row] += sum[2];
+        for (int64_t chunk = 0; all && chunk < tiles.chunks; ++chunk) {
+          const double* sum = sums.data() + chunk * 3 * rows;
+          for (int64_t row = 0; row < rows; ++row) {
+            to_p1[row] += sum[row];
+            to_p2[row] += sum[rows + row] - sum[row];
+            to_beta[row] += sum[2 * rows + row];
           }
         }
       });

@@ -6,10 +6,6 @@
 #include "tiles.h"
 
 #if defined(MM_ACON_HAS_INTRINSICS)
-#include <immintrin.h>
-
-#include <algorithm>
-
 #include "../pwlu_math.h"
 
 namespace mm_acon {
@@ -25,14 +21,20 @@ inline bool available() {
   return found;
 }
 
+// The first n lanes, of which a register has 8 at most; masked for the end of
+// a row alone.
+MM_ACON_AVX2 inline __m256i lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
 struct Table {
   __m256 parts[3];
 
-  // The first `count` numbers; `rest` stands behind them.
-  MM_ACON_AVX2 Table(const float* numbers, int count, float rest = 0.f) {
-    float all[kMaxPieces];
-    std::fill(std::copy_n(numbers, count, all), all + kMaxPieces, rest);
-    for (int i = 0; i < 3; ++i) parts[i] = _mm256_loadu_ps(all + 8 * i);
+  MM_ACON_AVX2 Table(const float* numbers, int count) {
+    for (int i = 0; i < 3; ++i) {
+      parts[i] = _mm256_maskload_ps(numbers + 8 * i, lanes(count - 8 * i));
+    }
   }
 
   // A permutation goes by the lowest three bits, a blend by the highest one.
@@ -55,8 +57,7 @@ struct Finder {
   MM_ACON_AVX2 explicit Finder(const PwluTable<float>& table)
       :  // Where the next piece starts. No comparison with NaN holds, so that
          // nothing lies right of the last one.
-        next(table.numbers + 1, table.last,
-             std::numeric_limits<float>::quiet_NaN()),
+        next(table.numbers + 1, table.last + 1),
         left(_mm256_set1_ps(table.left)),
         inverse(_mm256_set1_ps(table.inverse_length)),
         last(_mm256_set1_ps(static_cast<float>(table.last))) {}
@@ -73,13 +74,6 @@ struct Finder {
         j, _mm256_castps_si256(_mm256_cmp_ps(x, next[j], _CMP_GE_OQ)));
   }
 };
-
-// The first n lanes, of which a register has 8 at most; masked for the end of
-// a row alone.
-MM_ACON_AVX2 inline __m256i lanes(int n) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n),
-                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
 
 MM_ACON_AVX2 inline __m256 load(const float* from, int n) {
   return n >= 8 ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, lanes(n));

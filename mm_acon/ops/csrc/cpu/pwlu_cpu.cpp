@@ -189,19 +189,18 @@ at::Tensor pwlu_cpu(const at::Tensor& input, const at::Tensor& points,
       at::kHalf, at::kBFloat16, input.scalar_type(), "pwlu", [&] {
         using T = math_t<scalar_t>;
         const Tables<T> tables(PwluParameters<T>(given), /*starts=*/true);
-        const Tiles<scalar_t> tiles(seen.view);
+        const Tiles<scalar_t> tiles(seen.view, kCacheLine / sizeof(scalar_t));
         const Steps of_x = seen.x.steps, of_y = seen.out.steps;
         const scalar_t* x_data = const_data<scalar_t>(seen.x.tensor);
         scalar_t* y_data = mutable_data<scalar_t>(seen.out.tensor);
-        tiles.for_blocks([&](int64_t n, int64_t c, int64_t, int64_t p,
-                             int length) {
-          T x_buffer[kBlock], y_buffer[kBlock];
-          scalar_t* y_here = y_data + of_y.to(n, c, p);
-          const T* from =
-              load(x_data + of_x.to(n, c, p), of_x.place, length, x_buffer);
-          T* to = target(y_here, of_y.place, y_buffer);
-          forward_block(from, to, length, tables.of(c));
-          store(to, y_here, of_y.place, length);
+        tiles.for_patches([&](const Patch& patch) {
+          const Input<scalar_t> x(x_data, of_x, patch);
+          Output<scalar_t> y(y_data, of_y, patch);
+          for (int row = 0; row < patch.rows; ++row) {
+            forward_block(x[row], y[row], patch.length,
+                          tables.of(patch.channel + row));
+          }
+          y.store(of_y, patch);
         });
       });
   return seen.result();
@@ -271,7 +270,7 @@ Gradients<6> pwlu_backward_cpu(const at::Tensor& grad_output,
         using T = math_t<scalar_t>;
         const PwluParameters<T> parameters(given);
         units = parameters.units;
-        const Tiles<scalar_t> tiles(view);
+        const Tiles<scalar_t> tiles(view, kCacheLine / sizeof(scalar_t));
         const int64_t rows = view.samples * tiles.chunks;
         const int64_t bins = 2 * parameters.numbers.pieces;
         const at::Tensor sums =
@@ -285,22 +284,23 @@ Gradients<6> pwlu_backward_cpu(const at::Tensor& grad_output,
           const scalar_t* x_data = const_data<scalar_t>(seen.x.tensor);
           const scalar_t* g_data = const_data<scalar_t>(grad.tensor);
           scalar_t* dx_data = mutable_data<scalar_t>(seen.out.tensor);
-          tiles.for_blocks([&](int64_t n, int64_t c, int64_t chunk, int64_t p,
-                               int length) {
-            T x_buffer[kBlock], g_buffer[kBlock], dx_buffer[kBlock];
-            scalar_t* dx_here = dx_data + of_dx.to(n, c, p);
-            const T* from =
-                load(x_data + of_x.to(n, c, p), of_x.place, length, x_buffer);
-            const T* g = load(g_data + of_grad.to(n, c, p), of_grad.place,
-                              length, g_buffer);
-            T* to = target(dx_here, of_dx.place, dx_buffer);
-            T* sum = nullptr;
-            if (all) {
-              sum = sums_data + (c * rows + n * tiles.chunks + chunk) * bins;
-              if (p == chunk * kChunk) std::fill(sum, sum + bins, T(0));
+          tiles.for_patches([&](const Patch& patch) {
+            const Input<scalar_t> x(x_data, of_x, patch);
+            const Input<scalar_t> g(g_data, of_grad, patch);
+            Output<scalar_t> dx(dx_data, of_dx, patch);
+            for (int row = 0; row < patch.rows; ++row) {
+              const int64_t c = patch.channel + row;
+              T* sum = nullptr;
+              if (all) {
+                sum = sums_data +
+                      (c * rows + patch.sample * tiles.chunks + patch.chunk) *
+                          bins;
+                if (patch.starts_chunk) std::fill(sum, sum + bins, T(0));
+              }
+              backward_block(g[row], x[row], dx[row], patch.length,
+                             tables.of(c), sum);
             }
-            backward_block(g, from, to, length, tables.of(c), sum);
-            store(to, dx_here, of_dx.place, length);
+            dx.store(of_dx, patch);
           });
         }
         if (all) {

@@ -19,6 +19,7 @@
 // chosen by the processor.
 #if defined(__x86_64__) && defined(__GNUC__)
 #define MM_ACON_HAS_INTRINSICS 1
+#include <immintrin.h>
 #endif
 
 // Compiled for three levels of the x86-64 architecture, the best one chosen
@@ -43,92 +44,259 @@ inline bool processor_is(std::initializer_list<const char*> levels) {
          });
 }
 
-// Elements in a buffer for numbers that have to be converted or gathered;
-// input, output and gradient stay in the L1 cache. In channels_last memory a
-// tile takes a cache line of channels.
-constexpr int kBlock = 1024, kBlockChannelsLast = 128, kTileChannels = 16;
+// Numbers in a buffer for what has to be converted or turned round: input,
+// output and gradient stay in the L1 cache.
+constexpr int kBlock = 1024, kBlockChannelsLast = 128;
 constexpr int64_t kChunk = 16 * kBlock;
+constexpr int64_t kChunkChannelsLast = 4 * kBlockChannelsLast;
+// Channels in a cache line, of the smallest type.
+constexpr int kCacheLine = 64, kMaxWidth = kCacheLine / 2;
 
+// `rows` channels by `length` places of a sample; a chunk of a row is what
+// the sums of one tile are over.
+struct Patch {
+  int64_t sample, channel, chunk, place;
+  int rows, length;
+  bool starts_chunk, channels_last;
+};
+
+// Of channels_last memory a tile takes `width` channels, and its neighbours
+// come next, so that memory is read nearly in order.
 template <typename scalar_t>
 struct Tiles {
-  explicit Tiles(const View& view)
+  Tiles(const View& view, int64_t width_channels_last)
       : view(view),
-        width(view.channels_last ? kTileChannels : 1),
+        width(view.channels_last ? width_channels_last : 1),
+        chunk_size(view.channels_last ? kChunkChannelsLast : kChunk),
         groups((view.channels + width - 1) / width),
-        chunks((view.inner + kChunk - 1) / kChunk) {}
+        chunks((view.inner + chunk_size - 1) / chunk_size) {}
 
   int64_t count() const { return view.samples * groups * chunks; }
 
-  // Calls f(sample, channel, chunk, begin, length) for every block of every
-  // row, the blocks of a row and chunk in order on one thread.
+  // Calls f(patch) for every block of every tile, the blocks of a tile in
+  // order on one thread.
   template <typename F>
-  void for_blocks(const F& f) const {
+  void for_patches(const F& f) const {
     // What needs no buffer is not cut into blocks.
     const int64_t block = view.channels_last ? kBlockChannelsLast
                           : std::is_same_v<scalar_t, math_t<scalar_t>>
                               ? kChunk
                               : kBlock;
     const int64_t tile_size =
-        std::min(kChunk, std::max<int64_t>(view.inner, 1)) * width;
+        std::min(chunk_size, std::max<int64_t>(view.inner, 1)) * width;
     const int64_t grain = std::max<int64_t>(1, 32768 / tile_size);
     at::parallel_for(0, count(), grain, [&](int64_t first, int64_t end) {
-      int64_t chunk = first % chunks, group = first / chunks % groups;
-      int64_t sample = first / chunks / groups;
+      int64_t group = first % groups, chunk = first / groups % chunks;
+      int64_t sample = first / groups / chunks;
       for (int64_t tile = first; tile < end; ++tile) {
-        const int64_t from = group * width;
-        const int64_t to = std::min(view.channels, from + width);
-        const int64_t stop = std::min(view.inner, (chunk + 1) * kChunk);
-        for (int64_t p = chunk * kChunk; p < stop; p += block) {
-          const int length =
-              static_cast<int>(std::min<int64_t>(block, stop - p));
-          for (int64_t c = from; c < to; ++c) f(sample, c, chunk, p, length);
+        const int64_t channel = group * width, start = chunk * chunk_size;
+        const int64_t rows = std::min(width, view.channels - channel);
+        const int64_t stop = std::min(view.inner, start + chunk_size);
+        for (int64_t p = start; p < stop; p += block) {
+          f(Patch{sample, channel, chunk, p, static_cast<int>(rows),
+                  static_cast<int>(std::min(block, stop - p)), p == start,
+                  view.channels_last});
         }
         // Counted up: on small maps divisions would cost as much as f.
-        if (++chunk == chunks) {
-          chunk = 0;
-          if (++group == groups) group = 0, ++sample;
+        if (++group == groups) {
+          group = 0;
+          if (++chunk == chunks) chunk = 0, ++sample;
         }
       }
     });
   }
 
+  // Calls f(line) for what lies side by side: a part of a row, or the channels
+  // of a place as if they were one.
+  template <typename F>
+  void for_lines(const F& f) const {
+    for_patches([&](const Patch& patch) {
+      if (!patch.channels_last) return f(patch);
+      Patch line{patch};
+      line.channels_last = false;
+      line.rows = 1;
+      line.length = patch.rows;
+      for (int i = 0; i < patch.length; ++i, ++line.place) f(line);
+    });
+  }
+
   View view;
-  int64_t width, groups, chunks;
+  int64_t width, chunk_size, groups, chunks;
 };
 
-// A block as math_t: the tensor's own memory if that is what it holds.
-template <typename scalar_t>
-inline const math_t<scalar_t>* load(const scalar_t* from, int64_t stride,
-                                    int length, math_t<scalar_t>* buffer) {
-  if constexpr (std::is_same_v<scalar_t, math_t<scalar_t>>) {
-    if (stride == 1) return from;
+// to[j][i] = from[i][j] for 4x4 numbers whose rows lie so far apart.
+template <typename T>
+inline void turn4(const T* from, int64_t from_step, T* to, int64_t to_step) {
+  for (int j = 0; j < 4; ++j) {
+    for (int i = 0; i < 4; ++i) to[j * to_step + i] = from[i * from_step + j];
   }
-  for (int i = 0; i < length; ++i) {
-    buffer[i] = static_cast<math_t<scalar_t>>(from[i * stride]);
+}
+#if defined(MM_ACON_HAS_INTRINSICS)
+inline void turn4(const float* from, int64_t from_step, float* to,
+                  int64_t to_step) {
+  __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + from_step);
+  __m128 c = _mm_loadu_ps(from + 2 * from_step);
+  __m128 d = _mm_loadu_ps(from + 3 * from_step);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(to, a);
+  _mm_storeu_ps(to + to_step, b);
+  _mm_storeu_ps(to + 2 * to_step, c);
+  _mm_storeu_ps(to + 3 * to_step, d);
+}
+#endif
+
+// In channels_last memory the next line of the same channels lies far away,
+// where no processor looks by itself.
+template <bool write, typename T>
+inline void fetch_ahead(const T* here, int64_t place_step) {
+#if defined(__GNUC__)
+  for (int i = 32; i < 36; ++i) {
+    __builtin_prefetch(here + i * place_step, write);
   }
-  return buffer;
+#endif
 }
 
-// Where to compute a block's output: in place if possible.
-template <typename scalar_t>
-inline math_t<scalar_t>* target(scalar_t* to, int64_t stride,
-                                math_t<scalar_t>* buffer) {
-  if constexpr (std::is_same_v<scalar_t, math_t<scalar_t>>) {
-    if (stride == 1) return to;
+// to[j][i] = from[i][j] for `height` rows of `width` numbers.
+template <typename T>
+inline void turn(const T* from, int64_t from_step, int height, int width,
+                 T* to, int64_t to_step) {
+  int i = 0;
+  for (; i + 4 <= height; i += 4) {
+    int j = 0;
+    for (; j + 4 <= width; j += 4) {
+      turn4(from + i * from_step + j, from_step, to + j * to_step + i,
+            to_step);
+    }
+    for (; j < width; ++j) {
+      for (int k = i; k < i + 4; ++k) {
+        to[j * to_step + k] = from[k * from_step + j];
+      }
+    }
   }
-  return buffer;
+  for (; i < height; ++i) {
+    for (int j = 0; j < width; ++j)
+      to[j * to_step + i] = from[i * from_step + j];
+  }
 }
 
-template <typename scalar_t>
-inline void store(const math_t<scalar_t>* computed, scalar_t* to,
-                  int64_t stride, int length) {
-  if constexpr (std::is_same_v<scalar_t, math_t<scalar_t>>) {
-    if (stride == 1) return;
-  }
+template <typename From, typename To>
+inline void convert(const From* from, int length, To* to) {
+  for (int i = 0; i < length; ++i) to[i] = static_cast<To>(from[i]);
+}
+
+// As PyTorch converts, in a form that becomes vector code.
+MM_ACON_CLONES static void convert(const at::BFloat16* from, int length,
+                                   float* to) {
+#pragma omp simd
   for (int i = 0; i < length; ++i) {
-    to[i * stride] = static_cast<scalar_t>(computed[i]);
+    const uint32_t bits = uint32_t(from[i].x) << 16;
+    std::memcpy(to + i, &bits, sizeof(bits));
   }
 }
+MM_ACON_CLONES static void convert(const float* from, int length,
+                                   at::BFloat16* to) {
+#pragma omp simd
+  for (int i = 0; i < length; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, from + i, sizeof(bits));
+    const uint32_t even = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    to[i].x = static_cast<uint16_t>(from[i] == from[i] ? even : 0x7fc0);
+  }
+}
+
+// Rows of an array that is read: its own memory if that holds them as math_t.
+// A null pointer costs nothing and has no rows, here and below.
+template <typename scalar_t>
+class Input {
+  using T = math_t<scalar_t>;
+  static constexpr bool kConverts = !std::is_same_v<scalar_t, T>;
+
+ public:
+  Input(const scalar_t* data, const Steps& steps, const Patch& patch)
+      : rows_(buffer_) {
+    if (!data) return;
+    const scalar_t* from =
+        data + steps.to(patch.sample, patch.channel, patch.place);
+    if (patch.channels_last) {
+      for (int p = 0; p < patch.length; p += 4) {
+        const int count = std::min(4, patch.length - p);
+        const scalar_t* here = from + p * steps.place;
+        fetch_ahead<false>(here, steps.place);
+        if constexpr (kConverts) {
+          T wide[4 * kMaxWidth];
+          for (int i = 0; i < count; ++i) {
+            convert(here + i * steps.place, patch.rows, wide + i * kMaxWidth);
+          }
+          turn(wide, kMaxWidth, count, patch.rows, buffer_ + p,
+               kBlockChannelsLast);
+        } else {
+          turn(here, steps.place, count, patch.rows, buffer_ + p,
+               kBlockChannelsLast);
+        }
+      }
+    } else if constexpr (kConverts) {
+      convert(from, patch.length, buffer_);
+    } else {
+      rows_ = from;
+    }
+  }
+
+  const T* operator[](int row) const {
+    return rows_ + row * kBlockChannelsLast;
+  }
+
+ private:
+  const T* rows_;
+  T buffer_[kMaxWidth * kBlockChannelsLast];
+};
+
+// Rows of an array that is written, by store() at last.
+template <typename scalar_t>
+class Output {
+  using T = math_t<scalar_t>;
+  static constexpr bool kConverts = !std::is_same_v<scalar_t, T>;
+
+ public:
+  Output(scalar_t* data, const Steps& steps, const Patch& patch)
+      : to_(data), rows_(buffer_) {
+    if (!data) return;
+    to_ += steps.to(patch.sample, patch.channel, patch.place);
+    if constexpr (!kConverts) {
+      if (!patch.channels_last) rows_ = to_;
+    }
+  }
+
+  T* operator[](int row) { return rows_ + row * kBlockChannelsLast; }
+
+  void store(const Steps& steps, const Patch& patch) {
+    if (patch.channels_last) {
+      for (int p = 0; p < patch.length; p += 4) {
+        const int count = std::min(4, patch.length - p);
+        scalar_t* here = to_ + p * steps.place;
+        fetch_ahead<true>(here, steps.place);
+        if constexpr (kConverts) {
+          T wide[4 * kMaxWidth];
+          turn(buffer_ + p, kBlockChannelsLast, patch.rows, count, wide,
+               kMaxWidth);
+          for (int i = 0; i < count; ++i) {
+            convert(wide + i * kMaxWidth, patch.rows, here + i * steps.place);
+          }
+        } else {
+          turn(buffer_ + p, kBlockChannelsLast, patch.rows, count, here,
+               steps.place);
+        }
+      }
+    } else if constexpr (kConverts) {
+      convert(buffer_, patch.length, to_);
+    }
+  }
+
+ private:
+  scalar_t* to_;
+  T* rows_;
+  T buffer_[kMaxWidth * kBlockChannelsLast];
+};
+static_assert(kBlock <= kMaxWidth * kBlockChannelsLast);
 
 // A gradient of a parameter's shape and dtype from its numbers.
 inline at::Tensor as_gradient(const double* numbers,
