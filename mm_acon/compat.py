@@ -8,15 +8,16 @@ import _codecs
 import _compat_pickle
 import os
 import pickle
-from collections import Counter
+from collections import Counter, OrderedDict
 from contextlib import contextmanager
 from importlib import metadata
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any, Callable, Dict, Iterator, List, Sequence
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 _LIBRARIES = []
@@ -124,6 +125,29 @@ def register_load_state_dict_pre_hook(module: nn.Module,
     if hasattr(module, 'register_load_state_dict_pre_hook'):
         return module.register_load_state_dict_pre_hook(hook)
     return module._register_load_state_dict_pre_hook(hook, with_module=True)
+
+
+def register_step_pre_hook(optimizer: Optimizer,
+                           hook: Callable) -> RemovableHandle:
+    """The method of ``Optimizer``; goes with torch 2.3.
+
+    Before, torch.compile takes the hooks away from every optimizer's class,
+    whether it was called earlier or is called later.
+    """
+    if torch.__version__ >= (2, 3):
+        return optimizer.register_step_pre_hook(hook)
+    hooks, step = OrderedDict(), optimizer.step
+
+    def hooked_step(self, *args, **kwargs):
+        for function in hooks.values():
+            function(self, args, kwargs)
+        return step(*args, **kwargs)
+
+    # Not of the class. Schedulers ask for a method.
+    optimizer.step = MethodType(hooked_step, optimizer)
+    handle = RemovableHandle(hooks)
+    hooks[handle.id] = hook
+    return handle
 
 
 def packages_distributions() -> Dict[str, List[str]]:

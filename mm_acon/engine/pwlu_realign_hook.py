@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..activations import PWLU
 from ..activations.pwlu import NO_PHASES, PHASE_1
+from ..compat import register_step_pre_hook
 from .activation_setup_hook import ActivationSetupHook, warn_of_left_out
 from .momentum_copies import Mirror, find_mirrors
 from .optim_wrapper_constructor import single_wrappers, unwrapped
@@ -164,7 +165,7 @@ class PWLURealignHook(Hook):
                     parameter.grad = None
 
         self._handles = [
-            wrapper.optimizer.register_step_pre_hook(drop_gradients)
+            register_step_pre_hook(wrapper.optimizer, drop_gradients)
             for wrapper in single_wrappers(runner.optim_wrapper)
         ]
 

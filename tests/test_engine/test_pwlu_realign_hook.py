@@ -66,8 +66,14 @@ PARAMETERS = ('points', 'left_bound', 'right_bound', 'left_slope',
               'right_slope')
 
 
-def test_phase1_rests_and_phase2_trains(tmp_path):
-    """Weight decay 0.1 and momentum 0.9 must not move the parameters."""
+@pytest.mark.parametrize('compiled', [False, True])
+def test_phase1_rests_and_phase2_trains(tmp_path, compiled):
+    """Weight decay 0.1 and momentum 0.9 must not move the parameters.
+
+    Before 2.3 torch.compile took hooks away from all optimizers.
+    """
+    if compiled:
+        torch.compile(torch.relu, backend='eager')(torch.zeros(1))
     record = Record()
     start = copy.deepcopy(ToyModel().state_dict())
     runner = make_runner(tmp_path, [HOOK, record])

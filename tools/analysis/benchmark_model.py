@@ -23,7 +23,8 @@ import copy
 import re
 import statistics
 import sys
-from typing import Callable, Dict, List, Optional, Tuple
+from contextlib import nullcontext
+from typing import Callable, ContextManager, Dict, List, Optional, Tuple
 
 import torch
 from mmengine.config import ConfigDict
@@ -55,11 +56,14 @@ class Backbone:
             model.parameters(), lr=0, momentum=0.9, weight_decay=1e-4)
         self.grads = [torch.randn_like(y) for y in self.trained_outputs()]
 
+    def precision(self) -> ContextManager:
+        # Of what is off torch 2.1 refuses float32, too.
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.x.device.type, self.dtype)
+
     def forward(self) -> List[Tensor]:
-        with torch.autocast(
-                self.x.device.type,
-                self.dtype,
-                enabled=self.dtype != torch.float32):
+        with self.precision():
             outputs = self.model(self.x)
         return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
@@ -105,10 +109,7 @@ class WholeModel(Backbone):
 
     def forward(self) -> List[Tensor]:
         training = self.model.training
-        with torch.autocast(
-                self.x.device.type,
-                self.dtype,
-                enabled=self.dtype != torch.float32):
+        with self.precision():
             outputs = self.model(
                 self.x,
                 self.data_samples,
