@@ -1,9 +1,14 @@
+import copy
+import functools
 import logging
+import os
 from collections import Counter
 from contextlib import nullcontext
+from pathlib import Path
 
+import mmengine
 import pytest
-from mmengine.config import config
+from mmengine.config import Config, config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
@@ -12,6 +17,7 @@ from mm_acon.ops.extension import DEVICES as BUILT
 from mm_acon.ops.extension import use_reference
 from tests.utils import DEVICES
 
+ROOT = Path(__file__).parents[1]
 # The plain-PyTorch form everywhere, the compiled one where it was built.
 FORMS = [(device, form) for device in DEVICES
          for form in ('compiled', 'reference')
@@ -71,6 +77,27 @@ def kinds(of):
     return [
         of, *(kind for child in of.__subclasses__() for kind in kinds(child))
     ]
+
+
+@pytest.fixture(autouse=True, scope='session')
+def configs_that_ship_are_read_once():
+    """Ours and the libraries', which takes up to a second each."""
+    real = Config.fromfile
+    folders = ROOT / 'configs', Path(mmengine.__file__).parents[1]
+
+    @functools.lru_cache(None)
+    def read(filename, folder):
+        return real(filename)
+
+    def fromfile(filename, *args, **kwargs):
+        parents = Path(filename).resolve().parents
+        if args or kwargs or not any(folder in parents for folder in folders):
+            return real(filename, *args, **kwargs)
+        return copy.deepcopy(read(str(filename), os.getcwd()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Config, 'fromfile', staticmethod(fromfile))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from mm_acon import LearnableActivation
 from mm_acon.datasets import demo_config
 from mm_acon.swap.probe import probe
+from tests.utils import unless_long
 
 for library in ('mmdet', 'mmseg', 'mmpretrain'):
     pytest.importorskip(library)
@@ -128,7 +129,7 @@ def test_every_config_is_tested():
     assert set(BASES) == set(SETTINGS) | {'scratch_270k'}
 
 
-@pytest.mark.parametrize('name', ACTIVATIONS)
+@pytest.mark.parametrize('name', unless_long(ACTIVATIONS))
 def test_backbone_has_its_activation_at_its_sites(name, no_network):
     activation, wanted, _ = ACTIVATIONS[name]
     model = MODELS.build(load(name).model)
@@ -309,7 +310,7 @@ def test_pwlu_has_two_phases(name):
         type='PWLU', num_intervals=16)
 
 
-@pytest.mark.parametrize('name', ACTIVATIONS)
+@pytest.mark.parametrize('name', unless_long(ACTIVATIONS))
 def test_no_weight_decay_on_activation_numbers(name):
     cfg = load(name)
     model = MODELS.build(cfg.model)
@@ -382,7 +383,7 @@ def pretrained(tmp_path_factory):
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize('name', CHECKPOINTS)
+@pytest.mark.parametrize('name', unless_long(CHECKPOINTS))
 def test_pretrained_backbone_is_loaded_whole(name, pretrained, no_network):
     cfg = load(name)
     path = pretrained[CHECKPOINTS[name]]
@@ -449,13 +450,7 @@ def shapes(tmp_path_factory):
 
 
 # Each setting, and each activation; the others with --full.
-TRAINED = ('retinanet_r50_metaacon', 'mask_rcnn_r50_pwlu', 'pspnet_r50_acon')
-
-
-@pytest.mark.parametrize('name', [
-    pytest.param(name, marks=() if name in TRAINED else pytest.mark.full)
-    for name in ACTIVATIONS
-])
+@pytest.mark.parametrize('name', unless_long(ACTIVATIONS))
 def test_demo_trains_evaluates_and_saves(name, shapes, tmp_path, no_network):
     cfg = load(name)
     demo_config(cfg, shapes)

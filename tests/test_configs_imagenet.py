@@ -18,7 +18,7 @@ from mm_acon import PWLU, LearnableActivation
 from mm_acon.datasets import demo_config
 from mm_acon.swap.probe import probe
 from tests.helpers.counting import PARAMETERS
-from tests.utils import unless_deep
+from tests.utils import unless_long
 
 pytest.importorskip('mmpretrain')
 
@@ -95,7 +95,7 @@ def test_every_config_is_tested():
         assert f'`{name}.py`' in README
 
 
-@pytest.mark.parametrize('name', unless_deep(ACON_PAPER))
+@pytest.mark.parametrize('name', unless_long(ACON_PAPER))
 def test_acon_paper(name):
     _, backbone, activation, number, total = ACON_PAPER[name]
     model = build(load(name))

@@ -364,6 +364,7 @@ def check_command(words: List[str], page: str, folder: Path) -> None:
                            'source'), f'{program} is not looked at'
 
 
+@pytest.mark.usefixtures('unverified')
 @pytest.mark.parametrize('block', in_language('bash'), ids=str)
 def test_commands_are_taken(block, tmp_path):
     for words in commands(block.text):

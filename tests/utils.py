@@ -87,14 +87,20 @@ RELU_OF_HALF = needs_torch('2.1', 'has no half-precision ReLU on the CPU')
 HALF_ON_CPU = needs_torch(
     '2.2', 'has no half-precision convolution and matrix product on the CPU')
 
-# What the shallow ones of the same network do not show takes seconds each.
-DEEP = re.compile('resnet(101|152)|senet154|tfnet_(1.5|2)')
+# What others show, too, and takes seconds each: of our ImageNet configs, of
+# the backbones that a swap is tried on, and of our detectors and segmentors,
+# where each activation and each setting stays once.
+LONG = re.compile(
+    'resnet(101|152)|senet154|tfnet_(1.5|2)'
+    '|ResNeXt|Res2Net|HRNet|ResNeSt|ResNetV1c|mmpretrain|SEResNet'
+    '|DenseNet-121$|CSPDarknet'
+    '|retinanet_r50_(?!metaacon)|mask_rcnn_r50_(?!pwlu)|pspnet_r50_(?!acon)')
 
 
-def unless_deep(names):
-    """Parameters of a test of our ImageNet configs."""
+def unless_long(names):
+    """Parameters of a test; what others show, too, is for --full."""
     return [
-        pytest.param(name, marks=pytest.mark.full if DEEP.match(name) else ())
+        pytest.param(name, marks=pytest.mark.full if LONG.match(name) else ())
         for name in names
     ]
 

@@ -11,8 +11,9 @@ from tests.helpers.backbones import (BACKBONES, RightReLU, assert_same, build,
                                      images, outputs_and_gradients,
                                      pwlu_in_phase1, relu_backbone,
                                      with_activations)
+from tests.utils import unless_long
 
-EVERY = pytest.mark.parametrize('name', BACKBONES)
+EVERY = pytest.mark.parametrize('name', unless_long(BACKBONES))
 
 
 @EVERY

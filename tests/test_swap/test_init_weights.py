@@ -11,7 +11,7 @@ from torch import nn
 
 from mm_acon import LearnableActivation, swap_activations
 from tests.helpers.backbones import BACKBONES, build, images
-from tests.utils import unless_deep
+from tests.utils import unless_long
 
 pytestmark = pytest.mark.usefixtures('unverified')
 
@@ -56,7 +56,7 @@ def swapped(name, act):
     return model
 
 
-@pytest.mark.parametrize('name', CONFIGS_OF_BACKBONES)
+@pytest.mark.parametrize('name', unless_long(CONFIGS_OF_BACKBONES))
 def test_rules_and_loops_of_every_backbone(name):
     """ShuffleNetV1 goes on with a loop of its own, and a bias of 1e-4."""
     for act in ACT_CFGS:
@@ -67,7 +67,7 @@ def test_rules_and_loops_of_every_backbone(name):
             assert_kept(backbone, before)
 
 
-@pytest.mark.parametrize('name', unless_deep(CONFIGS))
+@pytest.mark.parametrize('name', unless_long(CONFIGS))
 def test_every_config_that_ships(name):
     """Without the weights that it starts from, which would be loaded."""
     cfg = Config.fromfile(CONFIGS[name])
