@@ -29,14 +29,15 @@ LAYOUTS = dict(
     contiguous=torch.contiguous_format, channels_last=torch.channels_last)
 TITLES = ('activation', 'layout', 'learns', 'forward ops', 'kernels', 'bytes',
           'backward ops', 'kernels', 'bytes')
-# They allocate, or change how memory is seen.
+# They allocate, change how memory is seen, or only ask.
 FREE = {
     f'aten::{name}'
     for name in ('alias', 'as_strided', 'detach', 'empty', 'empty_like',
-                 'empty_strided', 'expand', 'expand_as', 'flatten', 'permute',
-                 'reshape', 'resize_', 'resolve_conj', 'resolve_neg',
-                 'result_type', 'select', 'slice', 'squeeze', 't', 'to',
-                 'transpose', 'unsqueeze', 'view', 'view_as')
+                 'empty_strided', 'expand', 'expand_as', 'flatten',
+                 'is_same_size', 'permute', 'reshape', 'resize_',
+                 'resolve_conj', 'resolve_neg', 'result_type', 'select',
+                 'slice', 'squeeze', 't', 'to', 'transpose', 'unsqueeze',
+                 'view', 'view_as')
 }
 
 

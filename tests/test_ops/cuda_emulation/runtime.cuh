@@ -177,11 +177,15 @@ class Emulator {
   int64_t launches_ = 0;
 };
 
-// Memory between guards; all of it NaN, in any dtype, at first.
+// Memory between guards; all of it NaN, in any dtype, at first. What torch
+// itself calls is not the same in every version: hence no `override`.
 struct GuardedAllocator final : c10::Allocator {
   static constexpr size_t kGuard = 64;
 
-  c10::DataPtr allocate(size_t bytes) override {
+  c10::DataPtr allocate(size_t bytes) const { return guarded(bytes); }
+  c10::DataPtr allocate(size_t bytes) { return guarded(bytes); }
+
+  static c10::DataPtr guarded(size_t bytes) {
     const size_t all = bytes + 2 * kGuard;
     char* memory =
         static_cast<char*>(std::aligned_alloc(64, (all + 63) / 64 * 64));
@@ -213,8 +217,8 @@ struct GuardedAllocator final : c10::Allocator {
            offset + bytes <= kGuard + size;
   }
 
-  void copy_data(void* to, const void* from, size_t bytes) const override {
-    default_copy_data(to, from, bytes);
+  void copy_data(void* to, const void* from, size_t bytes) const {
+    std::memcpy(to, from, bytes);
   }
 
   inline static std::map<const void*, size_t> sizes;
