@@ -59,12 +59,13 @@ for tool in memcheck racecheck synccheck initcheck; do
 done
 
 # Of every dtype the shapes in which it is used; two layouts each.
-quick=()
-on cpu eval 'quick=(--rounds 1 --warmup 0)'
+quick=() limit=120
+# Compilers are slow where they share two cores with tests.
+on cpu eval 'quick=(--rounds 1 --warmup 0) limit=600'
 ops() {
   local file=$1 dtype=$2
   shift 2
-  py "$file" 120 tools/analysis/benchmark_ops.py --device "$device" --forms compiled torch.compile \
+  py "$file" "$limit" tools/analysis/benchmark_ops.py --device "$device" --forms compiled torch.compile \
     --activations ACONC MetaACON PWLU --layouts contiguous channels_last --dtypes "$dtype" --shapes "$@" "${quick[@]}"
 }
 on cuda ops ops_float16.md float16 64x256x56x56 64x2048x7x7
@@ -73,7 +74,7 @@ on cuda ops ops_bfloat16.md bfloat16 2x256x200x336
 on cpu ops ops_bfloat16.md bfloat16 2x8x5x5
 size=(--size 800 --rounds 15 --warmup 5)
 on cpu eval 'size=(--size 64 "${quick[@]}")'
-py retinanet.md 200 tools/analysis/benchmark_model.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --whole --batch 2 \
+py retinanet.md "$((limit + 80))" tools/analysis/benchmark_model.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --whole --batch 2 \
   --device "$device" --activations PWLU ACONC MetaACON "${size[@]}"
 
 if [ ${#failed[@]} -gt 0 ]; then
