@@ -45,7 +45,7 @@ from mm_acon import LearnableActivation, MetaACON, adapt_mmengine, ops
 from mm_acon.cli import load_config
 from mm_acon.swap.config import use_activation
 from tests.helpers.pages import ROOT, Block, read_blocks
-from tests.utils import EXPORTS
+from tests.utils import EXPORTS, FLOP_COUNTER
 
 # pytest brings the other one.
 TOML = 'tomllib' if sys.version_info >= (3, 11) else 'tomli'
@@ -371,7 +371,13 @@ def test_commands_are_taken(block, tmp_path):
         check_command(words, block.page, tmp_path)
 
 
-@pytest.mark.parametrize('block', in_language('console'), ids=str)
+@pytest.mark.parametrize(
+    'block', [
+        pytest.param(
+            block, marks=FLOP_COUNTER if 'complexity.py' in block.text else ())
+        for block in in_language('console')
+    ],
+    ids=str)
 def test_commands_print_what_is_shown(block, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for part in block.text.split('$ ')[1:]:

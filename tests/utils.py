@@ -83,7 +83,9 @@ OPCHECK = needs_torch('2.4', 'has no torch.library.opcheck')
 FLOP_COUNTER = needs_torch('2.1', 'has no counter of FLOPs')
 ASSIGN = needs_torch('2.1', 'has no load_state_dict(assign=True)')
 EXPORT = needs_torch('2.1', 'has no torch.export')
-RELU_OF_HALF = needs_torch('2.1', 'has no half-precision ReLU on the CPU')
+HALF_FUNCTIONS = needs_torch(
+    '2.1', 'has no half-precision ReLU and sigmoid on the CPU, and adds such '
+    'numbers up in their own precision')
 HALF_ON_CPU = needs_torch(
     '2.2', 'has no half-precision convolution and matrix product on the CPU')
 

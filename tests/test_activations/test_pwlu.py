@@ -14,14 +14,15 @@ from torch.utils.checkpoint import checkpoint
 from mm_acon import PWLU
 from mm_acon.ops import pwlu
 from mm_acon.ops.pwlu import MIN_WIDTH
-from tests.utils import ASSIGN, DTYPES, RELU_OF_HALF, assert_near, run
+from tests.utils import (ASSIGN, DTYPES, HALF_FUNCTIONS, assert_near,
+                         needs_torch, run)
 
 # For PyTorch's ReLU, which Phase I is.
 RELU_DTYPES = [
     pytest.param(
         dtype,
         id=str(dtype),
-        marks=RELU_OF_HALF if dtype == torch.float16 else ())
+        marks=HALF_FUNCTIONS if dtype == torch.float16 else ())
     for dtype in DTYPES
 ]
 
@@ -946,6 +947,7 @@ def test_function_on_meta():
     assert torch.equal(loaded(x), unit(x))
 
 
+@needs_torch('2.1', 'compiles no call of an object')
 @pytest.mark.parametrize('function', ['SiLU', 'LeakyReLU', nn.PReLU(3)])
 def test_compiles_in_phase1(function):
     unit, x = PWLU(3, function=function).eval(), maps(4, 3, 9, 9)
