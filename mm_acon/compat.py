@@ -8,6 +8,7 @@ import _codecs
 import _compat_pickle
 import os
 import pickle
+import sys
 from collections import Counter, OrderedDict
 from contextlib import contextmanager
 from importlib import metadata
@@ -148,6 +149,15 @@ def register_step_pre_hook(optimizer: Optimizer,
     handle = RemovableHandle(hooks)
     hooks[handle.id] = hook
     return handle
+
+
+def forget_compiled() -> None:
+    """Lets torch.compile look at modules again; goes with torch 2.1.
+
+    2.0 compiles in what a module holds, and does not compare it again.
+    """
+    if torch.__version__ < (2, 1) and 'torch._dynamo' in sys.modules:
+        torch._dynamo.reset()
 
 
 def packages_distributions() -> Dict[str, List[str]]:

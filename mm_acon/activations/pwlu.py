@@ -4,7 +4,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..compat import is_compiling, is_transformed
+from ..compat import forget_compiled, is_compiling, is_transformed
 from ..ops import pwlu
 from ..ops.pwlu import MIN_WIDTH
 from .base import LearnableActivation
@@ -212,8 +212,13 @@ class PWLU(LearnableActivation):
         return self._phase
 
     def _set_phase(self, phase: int) -> None:
-        self._phase = phase
         self.phase.fill_(phase)
+        self._note_phase(phase)
+
+    def _note_phase(self, phase: int) -> None:
+        if phase != self._phase:
+            self._phase = phase
+            forget_compiled()
 
     @torch.no_grad()
     def start_phase1(self) -> None:
@@ -323,7 +328,7 @@ class PWLU(LearnableActivation):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._phase = int(self.phase)
+        self._note_phase(int(self.phase))
         if self.function.is_prelu and self._phase == PHASE_1:
             self.function.slopes = self.left_slope
 
