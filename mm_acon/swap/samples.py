@@ -1,6 +1,7 @@
 """Input to run a module with, where nobody says what it takes."""
 import copy
 import inspect
+import re
 from contextlib import contextmanager
 from typing import (Any, Callable, Iterator, List, Optional, Sequence, Tuple,
                     TypeVar, Union)
@@ -207,7 +208,7 @@ def _nothing(root: nn.Module) -> dict:
         for name, parameter in inspect.signature(
             root.forward).parameters.items()
         if parameter.default is parameter.empty
-        and 'Optional' in str(parameter.annotation)
+        and re.search(r'\bNone|Optional', str(parameter.annotation))
     }
 
 

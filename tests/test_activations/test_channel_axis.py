@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch._dynamo
 from mmcv.cnn.bricks.transformer import FFN
 from mmengine.registry import MODELS
 from torch import nn

@@ -53,7 +53,7 @@ def test_moved_with_its_module():
         lambda p, x: p.data.mul_(.9).add_(x, alpha=.1),
         lambda p, x: p.data.lerp_(x, .1),
         lambda p, x: torch.cat([x, p]),
-        lambda p, x: torch._foreach_copy_([p.data], [x]),
+        lambda p, x: torch._foreach_add_([p.data], [x]),
         lambda p, x: torch.add(input=p, other=x),
     ),
     ids=('copy', 'add', 'lerp', 'cat', 'foreach', 'keywords'))

@@ -1,6 +1,7 @@
 """Training runs with the real Runner, straight, and killed and resumed."""
 import pytest
 import torch
+import torch._dynamo
 from mmengine.model import stack_batch
 
 from .cells import (ALL, BACKENDS, NONE, OPTIONS, OUTCOMES, PRECISIONS,

@@ -1,7 +1,9 @@
 """What a module is run with where nobody says what it takes."""
+from typing import Optional
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mm_acon import swap_activations
 from mm_acon.swap.probe import probe
@@ -132,3 +134,22 @@ def test_few_proposals_are_for_the_run_alone():
 ])  # yapf: disable
 def test_networks_that_take_another_size(config):
     assert probe(build(config)).sites
+
+
+# Python before 3.9 writes the first as a Union with NoneType.
+@pytest.mark.parametrize(
+    'kind', [Optional[Tensor], 'Optional[Tensor]', 'Tensor | None'], ids=str)
+def test_none_for_what_may_be_none(kind):
+
+    class Masked(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(3, 4, 3), nn.ReLU()
+
+        def forward(self, x, mask):
+            assert mask is None
+            return self.relu(self.conv(x))
+
+    Masked.forward.__annotations__['mask'] = kind
+    assert len(probe(Masked()).sites) == 1

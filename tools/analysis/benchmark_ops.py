@@ -20,6 +20,7 @@ from functools import partial
 from typing import Dict, Iterable, List
 
 import torch
+import torch._dynamo
 from tables import table
 from timing import (DTYPES, LAYOUTS, add_timing_options, capture, kept_bytes,
                     now, peak_bytes, replay_seconds, start_benchmark,
