@@ -85,11 +85,16 @@ struct Tiles {
     const int64_t tile_size =
         std::min(chunk_size, std::max<int64_t>(view.inner, 1)) * width;
     const int64_t grain = std::max<int64_t>(1, 32768 / tile_size);
+    // In the order of memory.
+    const int64_t inner = view.channels_last ? groups : chunks;
+    const int64_t outer = view.channels_last ? chunks : groups;
     at::parallel_for(0, count(), grain, [&](int64_t first, int64_t end) {
-      int64_t group = first % groups, chunk = first / groups % chunks;
-      int64_t sample = first / groups / chunks;
+      int64_t i = first % inner, o = first / inner % outer;
+      int64_t sample = first / inner / outer;
       for (int64_t tile = first; tile < end; ++tile) {
-        const int64_t channel = group * width, start = chunk * chunk_size;
+        const int64_t chunk = view.channels_last ? o : i;
+        const int64_t channel = (view.channels_last ? i : o) * width;
+        const int64_t start = chunk * chunk_size;
         const int64_t rows = std::min(width, view.channels - channel);
         const int64_t stop = std::min(view.inner, start + chunk_size);
         for (int64_t p = start; p < stop; p += block) {
@@ -98,9 +103,9 @@ struct Tiles {
                   view.channels_last});
         }
         // Counted up: on small maps divisions would cost as much as f.
-        if (++group == groups) {
-          group = 0;
-          if (++chunk == chunks) chunk = 0, ++sample;
+        if (++i == inner) {
+          i = 0;
+          if (++o == outer) o = 0, ++sample;
         }
       }
     });
