@@ -22,7 +22,7 @@ test_pipeline = [
 # Loaded in the process itself: the images are small, the cores two, and what
 # is random then follows from the seed alone.
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(

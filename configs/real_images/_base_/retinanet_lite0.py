@@ -1,12 +1,11 @@
 """RetinaNet on blood cells, from EfficientNet-Lite0's ImageNet weights.
 
-configs/real_images/README.md says where they come from. 12 epochs; BatchNorm
-learns, so that an activation that changes what the network computes can be
-trained too.
+docs/real_images.md says where they come from. BatchNorm learns, so that an
+activation that changes what the network computes can be trained too.
 """
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py', './runtime_det.py',
-    './bccd.py', './schedule_24e.py'
+    './bccd.py', './schedule_12e.py'
 ]
 
 custom_imports = dict(imports=['mm_acon'])
@@ -31,18 +30,3 @@ model = dict(
         stacked_convs=2,
         # From 24 pixels: platelets are 20 to 30 of them wide, at half size.
         anchor_generator=dict(octave_base_scale=3, strides=[8, 16, 32, 64])))
-
-train_cfg = dict(max_epochs=12, val_interval=2)
-param_scheduler = [
-    dict(
-        type='LinearLR',
-        start_factor=0.01,
-        begin=0,
-        end=1,
-        convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR',
-        begin=1,
-        T_max=11,
-        convert_to_iter_based=True)
-]
