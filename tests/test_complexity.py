@@ -28,6 +28,7 @@ def rows():
     return list(complexity.paper_rows())
 
 
+@pytest.mark.full
 def test_every_row_is_as_known(rows):
     assert not [row.cells() for row in rows if not row.is_as_known]
 
@@ -64,6 +65,7 @@ EXACT.update({
 
 
 @pytest.mark.parametrize('key', EXACT, ids='-'.join)
+@pytest.mark.full
 def test_exact_number(key, rows):
     found = {
         row.counted
@@ -74,6 +76,7 @@ def test_exact_number(key, rows):
     assert found == {EXACT[key]}
 
 
+@pytest.mark.full
 def test_rows_that_do_not_agree_show_both_numbers(rows):
     cells = {row.cells() for row in rows if not row.agrees}
     for row in (('MobileNetV2 1.0', 'meta-ACON', 'parameters', '4.874M',
@@ -115,6 +118,7 @@ def call(monkeypatch, capsys):
     logger.setLevel(level)
 
 
+@pytest.mark.full
 def test_exit_status(call, rows, monkeypatch):
     monkeypatch.setattr(complexity, 'paper_rows', lambda: iter(rows))
     status, text = call()

@@ -58,6 +58,7 @@ def passed(log):
     return int(re.search(r'(\d+) passed', log)[1])
 
 
+@pytest.mark.full
 def test_adding_an_activation(copy):
     ((_, *command), ) = followed(ACTIVATION, copy)
     assert passed(call(copy, *command)) > 30

@@ -295,7 +295,8 @@ def test_checkout_reads_its_configs(name):
     assert cfg.to_dict() == Config.fromfile(ROOT / 'configs' / name).to_dict()
 
 
-@pytest.mark.parametrize('install', ['development', 'wheel'])
+@pytest.mark.parametrize(
+    'install', [pytest.param('development', marks=pytest.mark.full), 'wheel'])
 def test_two_lines_train_in_an_empty_folder(install, installed, tmp_path):
     (tmp_path / 'my.py').write_text(
         "_base_ = 'mm_acon::retinanet_r50_metaacon.py'\n"

@@ -316,6 +316,7 @@ def test_plot_training(tool, trained):
              'training.gif')
 
 
+@pytest.mark.full
 def test_plot_beta_and_activations(tool, trained, train):
     checkpoint = train(META_CONFIG, 'max_iters=2') / 'iter_2.pth'
     for name in ('beta', 'activations'):

@@ -93,9 +93,10 @@ HALF_ON_CPU = needs_torch(
 # the backbones that a swap is tried on, and of our detectors and segmentors,
 # where each activation and each setting stays once.
 LONG = re.compile(
-    'resnet(101|152)|senet154|tfnet_(1.5|2)'
+    'resnet(101|152)|resnet50_(?!metaacon)|senet154|tfnet_[12]'
+    '|shufflenetv2_(1.5x_acon|0.5x_metaacon)|mobilenetv(1_0.75|2_1.0)'
     '|ResNeXt|Res2Net|HRNet|ResNeSt|ResNetV1c|mmpretrain|SEResNet'
-    '|DenseNet-121$|CSPDarknet'
+    '|DenseNet-121|VGG|RegNetX|CSPDarknet'
     '|retinanet_r50_(?!metaacon)|mask_rcnn_r50_(?!pwlu)|pspnet_r50_(?!acon)')
 
 

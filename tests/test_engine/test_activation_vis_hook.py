@@ -244,6 +244,7 @@ def test_tensorboard(tmp_path):
     assert events.Images('activations')[0].step == 4
 
 
+@pytest.mark.full
 def test_two_ranks(tmp_path):
     """Rank 0 alone observes; both end with the same parameters."""
     done = subprocess.run([

@@ -1,4 +1,5 @@
 """mmengine's FSDPStrategy: what trains under it, and what is refused."""
+import pytest
 import torch
 
 from mm_acon.compat import load_weights
@@ -12,6 +13,7 @@ def trained(run, folder, **arguments):
     return load_weights(folder / f'epoch_{EPOCHS}.pth')['state_dict']
 
 
+@pytest.mark.full
 def test_acon_trains_as_under_ddp(tmp_path):
     cell = Cell('MetaACON', 2, 'float32', 'plain')
     expected = trained('train', tmp_path / 'ddp', cell=cell)
