@@ -13,8 +13,8 @@ from tests.helpers.cache import made_once
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / 'mm_acon/ops/csrc'
 SOURCES = sorted((CSRC / 'cuda').glob('*.cu'))
-HEADERS = sorted(
-    path for path in CSRC.rglob('*.*') if path.suffix in ('.h', '.cuh'))
+# The CPU's own are in none of it.
+HEADERS = sorted([*CSRC.glob('*.h'), *(CSRC / 'cuda').glob('*.cuh')])
 INCLUDES = [f'-I{path}' for path in cpp_extension.include_paths()]
 # A header that torch makes when it is built with CUDA may be missing.
 DEFINES = [
@@ -59,6 +59,6 @@ def emulate(copy: Path) -> None:
     made = made_once('emulated', [
         call(compiler, '--version'), torch.__version__, library, *flags,
         *sorted(emulation.glob('*.*')), *SOURCES, *HEADERS,
-        *sorted(CSRC.rglob('*.cpp'))
+        *sorted(CSRC.glob('*.cpp'))
     ], compile)
     shutil.copy(made / library, copy / 'mm_acon')
