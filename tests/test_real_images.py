@@ -416,7 +416,7 @@ def test_tutorial(tmp_path, monkeypatch, capsys):
     commands = tutorial()
     assert len(commands) == 10
     for _, tool, *words in commands:
-        words = [word.replace('epoch_12', 'epoch_2') for word in words]
+        words = [word.replace('epoch_6', 'epoch_2') for word in words]
         if words[0].startswith('configs'):
             words[0] = str(ROOT / words[0])
             words += ['--cfg-options', *short]

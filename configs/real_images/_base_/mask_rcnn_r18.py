@@ -5,7 +5,7 @@ configs/_base_/mask_rcnn_r50_scratch.py has it.
 """
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py', './runtime_det.py',
-    './nuclei_instances.py', './schedule_12e.py'
+    './nuclei_instances.py', './schedule_6e.py'
 ]
 
 custom_imports = dict(imports=['mm_acon'])

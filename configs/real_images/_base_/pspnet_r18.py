@@ -5,7 +5,7 @@ Borders are thin: the features have an eighth of the image's size.
 _base_ = [
     'mmseg::_base_/models/pspnet_r50-d8.py',
     'mmseg::_base_/default_runtime.py', './nuclei_semantic.py',
-    './schedule_12e.py'
+    './schedule_6e.py'
 ]
 
 custom_imports = dict(imports=['mm_acon'])

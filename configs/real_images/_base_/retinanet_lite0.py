@@ -5,7 +5,7 @@ activation that changes what the network computes can be trained too.
 """
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py', './runtime_det.py',
-    './bccd.py', './schedule_12e.py'
+    './bccd.py', './schedule_6e.py'
 ]
 
 custom_imports = dict(imports=['mm_acon'])

@@ -5,7 +5,7 @@ configs/_base_/retinanet_r50_scratch.py has it.
 """
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py', './runtime_det.py',
-    './nuclei_instances.py', './schedule_12e.py'
+    './nuclei_instances.py', './schedule_6e.py'
 ]
 
 custom_imports = dict(imports=['mm_acon'])

@@ -1,8 +1,8 @@
-"""12 epochs of AdamW with one epoch of warm-up, then a cosine to 0.
+"""6 epochs of AdamW with one epoch of warm-up, then a cosine to 0.
 
 The same for every activation.
 """
-train_cfg = dict(by_epoch=True, max_epochs=12, val_interval=2)
+train_cfg = dict(by_epoch=True, max_epochs=6, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 
@@ -21,6 +21,6 @@ param_scheduler = [
     dict(
         type='CosineAnnealingLR',
         begin=1,
-        T_max=11,
+        T_max=5,
         convert_to_iter_based=True)
 ]
