@@ -79,7 +79,8 @@ def test_emulated(emulated):
     But for those of the reference, and of the CPU's forms for older
     processors.
     """
-    command = '-m pytest -q -x -p no:cacheprovider -k "not reference and not older"'
+    command = ('-m pytest -q -x -p no:cacheprovider '
+               '-k "not reference and not older"')
     files = ('test_acon.py', 'test_pwlu.py', 'test_views.py',
              'cuda_emulation/cases.py')
     log = call(

@@ -19,8 +19,5 @@ param_scheduler = [
         end=1,
         convert_to_iter_based=True),
     dict(
-        type='CosineAnnealingLR',
-        begin=1,
-        T_max=5,
-        convert_to_iter_based=True)
+        type='CosineAnnealingLR', begin=1, T_max=5, convert_to_iter_based=True)
 ]
