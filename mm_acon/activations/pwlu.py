@@ -192,7 +192,9 @@ class PWLU(LearnableActivation):
                                                            std)):
             new = running + weight * (batch - running)
             running.copy_(torch.where(valid, new.to(running.dtype), running))
-        self.num_batches += valid
+        # "+=" would set an attribute, and torch.compile of 2.0 takes a class
+        # that does for one it cannot find in a Sequential.
+        self.num_batches.add_(valid)
 
     def moments(self, x: Tensor) -> Tuple[Tensor, Tensor]:
         """Mean and standard deviation of an input, float32, one per unit."""
