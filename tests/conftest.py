@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mmengine
 import pytest
+import torch
 from mmengine.config import Config, config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
@@ -15,6 +16,7 @@ from mmengine.visualization import Visualizer
 
 from mm_acon.ops.extension import DEVICES as BUILT
 from mm_acon.ops.extension import use_reference
+from tests.helpers.cache import CACHE
 from tests.utils import DEVICES
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +35,11 @@ COMPILED = pytest.mark.parametrize(
 def pytest_configure(config):
     # pytest-xdist would start with the files of most tests.
     config.option.loadscopereorder = False
+    # torch 2.1 takes a library that another process has not written to its
+    # end yet for a broken one.
+    os.environ['TORCHINDUCTOR_CACHE_DIR'] = str(
+        CACHE / 'inductor' / torch.__version__ /
+        os.getenv('PYTEST_XDIST_WORKER', 'alone'))
 
 
 def pytest_collection_modifyitems(items):
