@@ -152,11 +152,12 @@ def register_step_pre_hook(optimizer: Optimizer,
 
 
 def forget_compiled() -> None:
-    """Lets torch.compile look at modules again; goes with torch 2.1.
+    """Lets torch.compile look at modules again; goes with torch 2.5.
 
-    2.0 compiles in what a module holds, and does not compare it again.
+    What came before compiles in what a module inside of another holds, and
+    does not compare it again.
     """
-    if torch.__version__ < (2, 1) and 'torch._dynamo' in sys.modules:
+    if torch.__version__ < (2, 5) and 'torch._dynamo' in sys.modules:
         torch._dynamo.reset()
 
 

@@ -959,9 +959,9 @@ def test_compiles_in_phase1(function):
 
 @pytest.mark.parametrize('change', ['realign', 'load_state_dict'])
 def test_compiled_before_a_phase_begins(change):
-    """torch 2.0 does not compare what it has compiled in.
+    """Before 2.5 torch does not compare what it has compiled in.
 
-    Nor does it find a module in a Sequential that sets an attribute.
+    And 2.0 does not find a module in a Sequential that sets an attribute.
     """
     unit, x = PWLU(3), 3 * maps(4, 3, 9, 9)
     unit.start_phase1()
