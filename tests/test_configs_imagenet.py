@@ -283,14 +283,14 @@ def short(cfg, shapes, work_dir, length):
     cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
 
 
-# Every network with every activation once, the smallest; of SENet-154 the
-# first stage.
+# Of SENet-154, which is large.
 ONE_STAGE = {
     'model.backbone.out_indices': (0, ),
     'model.head.in_channels': 256
 }
 
 
+# Every network with every activation once, the smallest.
 @pytest.mark.parametrize('name', [
     'resnet18_acon', 'resnet18_pwlu', 'shufflenetv2_1.5x_metaacon',
     'mobilenetv3_small_pwlu',
