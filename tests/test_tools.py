@@ -191,6 +191,55 @@ def test_benchmark_of_tokens(tmp_path):
     assert '| both / map |' in done.stdout
 
 
+def test_page_of_the_cpu_benchmarks(tmp_path):
+    """What is measured is not run again; one run over its bar is a miss."""
+
+    def rows(ratio):
+        operators = [
+            dict(
+                shape='8x256x56x56',
+                dtype=dtype,
+                layout=layout,
+                case=f'{name} compiled',
+                forward_over_SiLU=ratio,
+                both_over_SiLU=ratio,
+                forward_over_ReLU=ratio) for dtype in ('float32', 'bfloat16')
+            for layout in ('contiguous', 'channels_last')
+            for name in ('ACONC', 'MetaACON', 'PWLU')
+        ]
+        alone = operators[:3]
+        model = [
+            dict(case=name, train_ratio=ratio, inference_ratio=ratio)
+            for name in ('PWLU', 'ACONC', 'MetaACON')
+        ]
+        return dict(
+            ops=alone, kinds=operators, avx2=alone, host=alone, model=model)
+
+    for number, ratio in enumerate((0.5, 1.2, 0.7), 1):
+        for name, found in rows(ratio).items():
+            content = dict(
+                device='a processor',
+                date='today',
+                versions=dict(torch='2'),
+                rows=found,
+                printed=f'figures {name} {number}\n')
+            (tmp_path / f'{name}_{number}.json').write_text(
+                json.dumps(content))
+    done = tool(tmp_path, 'analysis/benchmark_cpu.py', tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = '0.500, 1.200, 0.700'
+    for line in (
+            'a processor; torch 2, today. 7 of 29 bars are kept in every run.',
+            f'| Operators: PWLU compiled | both / SiLU | 1.15 | **{figures}** |',
+            f'| Operators: MetaACON compiled | forward / SiLU | 1.40 | {figures}'
+            ' |',
+            f'| A backbone: PWLU | train / ReLU | 1.05 | **{figures}** |',
+            'figures ops 1\n\nfigures ops 2\n\nfigures ops 3\n\n## bfloat16',
+            'ATEN_CPU_CAPABILITY=avx2 python tools/analysis/benchmark_ops.py '
+            '--shapes'):
+        assert line in done.stdout
+
+
 def test_act_on_an_installed_config(tmp_path):
     """The activation of a config that nobody edited; PWLU realigns."""
     done = tool(tmp_path, 'train.py', FASTER_RCNN, '--act', 'PWLU',
