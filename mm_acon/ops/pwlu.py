@@ -104,9 +104,11 @@ def pwlu_reference(x: Tensor, points: Tensor, left_bound: Tensor,
     dtype = compute_dtype(x)
     num_intervals = points.shape[1] - 1
     value = x.to(dtype)
-    left, right, left_slope, right_slope = (
+    # A list: torch.compile of 2.1 cannot unpack a generator.
+    left, right, left_slope, right_slope = [
         per_channel(parameter, x).to(dtype)
-        for parameter in (left_bound, right_bound, left_slope, right_slope))
+        for parameter in (left_bound, right_bound, left_slope, right_slope)
+    ]
     # Not from the sum below: left + MIN_WIDTH rounds to left if left is large.
     length = (right - left).clamp(min=MIN_WIDTH) / num_intervals
     right = torch.maximum(right, left + MIN_WIDTH)

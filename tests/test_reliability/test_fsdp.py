@@ -3,9 +3,12 @@ import pytest
 import torch
 
 from mm_acon.compat import load_weights
+from tests.utils import needs_torch
 
 from .cells import EPOCHS, PHASE1_ITERS, Cell
 from .launch import launch
+
+pytestmark = needs_torch('2.2', 'has no FSDP without a GPU')
 
 
 def trained(run, folder, **arguments):
