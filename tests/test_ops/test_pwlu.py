@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from mm_acon.ops import inference_table, pwlu, pwlu_table
+from mm_acon.ops import inference_table, pwlu, pwlu_reference, pwlu_table
 from mm_acon.ops.pwlu import MIN_WIDTH
 from tests.helpers.scripts import run_script
 from tests.utils import DTYPES, LAYOUTS, SHAPES, assert_near, run, with_layout
@@ -354,6 +354,13 @@ def tensors(drawn, device):
     points, left, width, left_slope, right_slope = drawn
     return unit(torch.float64, device, points, (left, left + width),
                 (left_slope, right_slope))
+
+
+def test_formula_is_compiled_whole():
+    """The benchmarks compare with it."""
+    x, parameters = torch.randn(2, 1, 3), unit(torch.float32, 'cpu')
+    compiled = torch.compile(pwlu_reference, fullgraph=True, backend='eager')
+    assert_near(compiled(x, *parameters), pwlu(x, *parameters))
 
 
 @hypothetical
