@@ -55,8 +55,9 @@ def followed(page, folder):
 
 def passed(log):
     assert ' failed' not in log
-    assert ' skipped' not in log or (' 1 skipped' in log
-                                     and 'torch.library.opcheck' in log)
+    # What torch itself lacks, says tests.utils.
+    assert all('torch before' in line for line in log.splitlines()
+               if line.startswith('SKIPPED'))
     return int(re.search(r'(\d+) passed', log)[1])
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: builds the operators for it, runs their tests, the sanitizer and the benchmarks
 # on it, and writes what they print to docs/benchmarks/. Within 25 minutes; exits non-zero if a step fails.
+# Needs torch 2.1: the benchmarks' torch.compile of meta-ACON does.
 # Usage: bash tools/gpu_check.sh [--dry-run]    (PYTHON=... if it is not .venv's)
 #   --dry-run  without a GPU: lists the steps, and tries each on the CPU, or on the emulated GPU, in small
 set -uo pipefail

@@ -12,6 +12,7 @@ from torch.utils import cpp_extension
 from tests.helpers.cache import made_once
 from tests.helpers.emulation import (DEFINES, HEADERS, INCLUDES, ROOT, SOURCES,
                                      call, emulate)
+from tests.utils import needs_torch
 
 NVCC = shutil.which('nvcc') or shutil.which(
     'nvcc', path=os.path.join(cpp_extension.CUDA_HOME or '', 'bin'))
@@ -117,6 +118,7 @@ def test_counts_of_launches_are_those_of_the_page(emulated):
 
 
 @pytest.mark.full
+@needs_torch('2.1', 'compiles no autograd.Function, as meta-ACON\'s mean is')
 def test_check_of_a_gpu_is_tried_without_one():
     """All steps that tools/gpu_check.sh takes, and those it only lists."""
     log = call(

@@ -69,7 +69,7 @@ def count(work: Callable[[], Tensor]) -> Tuple[Tensor, List[str]]:
         and event.name not in FREE and all(child.name in FREE
                                            for child in event.cpu_children)
     ]
-    size = torch.empty(SHAPE).nbytes
+    size = torch.empty(SHAPE).untyped_storage().nbytes()
     held = sum(
         max(0, event.self_cpu_memory_usage) for event in run.events()
         if event.name.startswith(('aten::', 'mm_acon::')))
