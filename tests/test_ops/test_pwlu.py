@@ -173,7 +173,7 @@ LEVELS = dict(
 def test_forms_for_older_processors(level, tmp_path):
     """Each, however many pieces its registers hold and elements are left."""
     if level not in LEVELS:
-        pytest.skip(f'the processor has no {level}')
+        pytest.skip(f'torch uses no {level} on this processor')
     done = run_script(ANY_LENGTH, cwd=tmp_path, ATEN_CPU_CAPABILITY=level)
     assert (done.returncode, done.stdout) == (0, '49\n'), done.stderr
 
