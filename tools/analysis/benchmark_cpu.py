@@ -104,7 +104,7 @@ def run(name: str, number: int, folder: Path) -> dict:
             env=dict(os.environ, **settings),
             stdout=subprocess.PIPE,
             check=True,
-            universal_newlines=True)
+            text=True)
         content = dict(json.loads(part.read_text()), printed=done.stdout)
         part.write_text(json.dumps(content))
         os.replace(part, path)
