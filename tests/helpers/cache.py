@@ -34,5 +34,11 @@ def made_once(name, parts, make):
         unfinished = folder.with_name(f'{folder.name}-{os.getpid()}')
         unfinished.mkdir()
         make(unfinished)
-        unfinished.rename(folder)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            # Another process made the same meanwhile.
+            if not folder.is_dir():
+                raise
+            shutil.rmtree(unfinished)
     return folder

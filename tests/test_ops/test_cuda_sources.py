@@ -132,3 +132,17 @@ def test_check_of_a_gpu_is_tried_without_one():
                   '64x2048x7x7'):
         assert shape in log
     assert log.splitlines()[-1] == 'gpu_check: all steps passed'
+
+
+def test_what_another_process_made_meanwhile_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr('tests.helpers.cache.CACHE', tmp_path)
+
+    def make(folder):
+        (folder / 'made').write_text('by this one')
+        other = folder.with_name(folder.name.split('-')[0])
+        other.mkdir()
+        (other / 'made').write_text('by the other')
+
+    folder = made_once('thing', ['part'], make)
+    assert (folder / 'made').read_text() == 'by the other'
+    assert list(folder.parent.iterdir()) == [folder]
