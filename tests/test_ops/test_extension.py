@@ -128,11 +128,11 @@ def test_any_number_of_intervals(intervals, shape):
     """Up to 30 intervals lie in registers where there is AVX-512."""
     arguments = pwlu_arguments(shape, intervals)
     with torch.no_grad():
-        # Lengths and inputs that are exact in float32.
+        # Lengths, inputs and gradients whose sums are exact in float32.
         arguments[0].mul_(16 * intervals).round_().div_(64)
         arguments[2].fill_(-intervals / 8)
         arguments[3].fill_(intervals / 8)
-    grad = torch.randn(shape)
+    grad = torch.randn(shape).mul_(8).round_().div_(8)
     for result, expected in zip(
             torch.autograd.grad(pwlu(*arguments), arguments, grad),
             torch.autograd.grad(

@@ -10,75 +10,97 @@
 namespace mm_acon {
 namespace {
 
-// What a line's elements share, or have one each of: along a row that may be
-// beta, along the channels of a place it is every parameter.
+// What the elements of a row share, or have one each of: along a row of places
+// that may be beta, along the channels of a place it is every parameter.
 enum class Line { kRow, kRowOfBetas, kChannels };
 
+// A number that is each element's own or all of theirs, read before the loop.
 template <bool kEach, typename T>
-MM_ACON_HD T number(const T* numbers, int i) {
-  return numbers[kEach ? i : 0];
-}
+struct Number {
+  const T* each;
+  T shared;
 
-// A line of elements. dbeta is null but for a beta per element, sums is null
+  MM_ACON_HD explicit Number(const T* numbers)
+      : each(numbers), shared(*numbers) {}
+  MM_ACON_HD T operator[](int i) const { return kEach ? each[i] : shared; }
+};
+
+// An array's numbers, and how far apart its rows are.
+template <typename S>
+struct Rows {
+  S* data;
+  int64_t step;
+
+  MM_ACON_HD S* operator[](int row) const { return data + row * step; }
+};
+
+// `rows` rows of n elements; S is math_t, or half or bfloat16, which are
+// converted on the way. dbeta is null but for a beta per element, sums is null
 // where dx alone is asked for.
-template <typename T>
+template <typename S, typename T = math_t<S>>
 struct Block {
-  const T *grad, *x;
-  T *out, *dbeta;  // y or dx
-  int n;
-  const T *d, *p2, *beta;
+  int rows, n;
+  Rows<const S> grad, x;
+  Rows<S> out;  // y or dx
+  Rows<const T> beta;
+  Rows<T> dbeta;
+  const T *d, *p2;
   // What the parameters get: sums of g x G (for p1), of g x, and of g df/dbeta
   // unless beta is per element; so far apart.
   double* sums;
   int64_t sums_step;
 };
 
-template <Line kLine, typename T>
-MM_ACON_HD void forward_loop(const Block<T>& b) {
+template <Line kLine, typename S>
+MM_ACON_HD void forward_loop(const Block<S>& b, int row) {
   constexpr bool kChannels = kLine == Line::kChannels;
-  const T *x = b.x, *d = b.d, *p2 = b.p2, *beta = b.beta;
-  T* y = b.out;
+  const S* x = b.x[row];
+  S* y = b.out[row];
+  const Number<kChannels, math_t<S>> d(b.d), p2(b.p2);
+  const Number<kLine != Line::kRow, math_t<S>> beta(b.beta[row]);
   const int n = b.n;
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
-    y[i] = acon(x[i], number<kChannels>(d, i), number<kChannels>(p2, i),
-                number<kLine != Line::kRow>(beta, i));
+    y[i] = narrowed<S>(acon(widened(x[i]), d[i], p2[i], beta[i]));
   }
 }
 
-template <Line kLine, typename T>
-MM_ACON_HD void slope_loop(const Block<T>& b) {
+template <Line kLine, typename S>
+MM_ACON_HD void slope_loop(const Block<S>& b, int row) {
   constexpr bool kChannels = kLine == Line::kChannels;
-  const T *x = b.x, *d = b.d, *p2 = b.p2, *beta = b.beta, *grad = b.grad;
-  T* dx = b.out;
+  const S *x = b.x[row], *grad = b.grad[row];
+  S* dx = b.out[row];
+  const Number<kChannels, math_t<S>> d(b.d), p2(b.p2);
+  const Number<kLine != Line::kRow, math_t<S>> beta(b.beta[row]);
   const int n = b.n;
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
-    dx[i] = grad[i] * acon_slopes(x[i], number<kChannels>(d, i),
-                                  number<kChannels>(p2, i),
-                                  number<kLine != Line::kRow>(beta, i))
-                          .x;
+    dx[i] = narrowed<S>(widened(grad[i]) *
+                        acon_slopes(widened(x[i]), d[i], p2[i], beta[i]).x);
   }
 }
 
-template <bool kBetas, typename T>
-MM_ACON_HD void row_loop(const Block<T>& b) {
-  const T *x = b.x, *beta = b.beta, *grad = b.grad;
-  const T d = *b.d, p2 = *b.p2, shared = *b.beta;
-  T *dx = b.out, *dbeta = b.dbeta;
+// A row of places, with sums over it.
+template <bool kBetas, typename S, typename T = math_t<S>>
+MM_ACON_HD void row_loop(const Block<S>& b) {
+  const S *x = b.x[0], *grad = b.grad[0];
+  S* dx = b.out[0];
+  const T d = *b.d, p2 = *b.p2;
+  const Number<kBetas, T> beta(b.beta[0]);
+  T* dbeta = b.dbeta[0];
   const int n = b.n;
   T to_p1 = 0, to_x = 0, to_beta = 0;
 #pragma omp simd reduction(+ : to_p1, to_x, to_beta)
   for (int i = 0; i < n; ++i) {
-    const AconSlopes<T> slope =
-        acon_slopes(x[i], d, p2, kBetas ? beta[i] : shared);
-    dx[i] = grad[i] * slope.x;
-    to_p1 += grad[i] * slope.p1;
-    to_x += grad[i] * x[i];
+    const T v = widened(x[i]), g = widened(grad[i]);
+    const AconSlopes<T> slope = acon_slopes(v, d, p2, beta[i]);
+    dx[i] = narrowed<S>(g * slope.x);
+    to_p1 += g * slope.p1;
+    to_x += g * v;
     if constexpr (kBetas) {
-      dbeta[i] = grad[i] * slope.beta;
+      dbeta[i] = g * slope.beta;
     } else {
-      to_beta += grad[i] * slope.beta;
+      to_beta += g * slope.beta;
     }
   }
   b.sums[0] += to_p1;
@@ -86,56 +108,67 @@ MM_ACON_HD void row_loop(const Block<T>& b) {
   b.sums[2 * b.sums_step] += to_beta;
 }
 
-template <bool kBetas, typename T>
-MM_ACON_HD void channel_loop(const Block<T>& b) {
-  const T *x = b.x, *d = b.d, *p2 = b.p2, *beta = b.beta, *grad = b.grad;
-  T *dx = b.out, *dbeta = b.dbeta;
-  double *to_p1 = b.sums, *to_x = to_p1 + b.sums_step;
-  double* to_beta = to_x + b.sums_step;
+// A row of channels, with sums for each of them.
+template <bool kBetas, typename S, typename T = math_t<S>>
+MM_ACON_HD void channel_loop(const Block<S>& b, int row, T* to_p1, T* to_x,
+                             T* to_beta) {
+  const S *x = b.x[row], *grad = b.grad[row];
+  S* dx = b.out[row];
+  const T *beta = b.beta[row], *d = b.d, *p2 = b.p2;
+  T* dbeta = b.dbeta[row];
   const int n = b.n;
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
-    const AconSlopes<T> slope = acon_slopes(x[i], d[i], p2[i], beta[i]);
-    dx[i] = grad[i] * slope.x;
-    to_p1[i] += grad[i] * slope.p1;
-    to_x[i] += grad[i] * x[i];
+    const T v = widened(x[i]), g = widened(grad[i]);
+    const AconSlopes<T> slope = acon_slopes(v, d[i], p2[i], beta[i]);
+    dx[i] = narrowed<S>(g * slope.x);
+    to_p1[i] += g * slope.p1;
+    to_x[i] += g * v;
     if constexpr (kBetas) {
-      dbeta[i] = grad[i] * slope.beta;
+      dbeta[i] = g * slope.beta;
     } else {
-      to_beta[i] += grad[i] * slope.beta;
+      to_beta[i] += g * slope.beta;
     }
   }
 }
 
-template <typename T>
-MM_ACON_HD void forward_any(const Block<T>& b, Line line) {
-  if (line == Line::kRow) return forward_loop<Line::kRow>(b);
-  if (line == Line::kRowOfBetas) return forward_loop<Line::kRowOfBetas>(b);
-  forward_loop<Line::kChannels>(b);
+// Most channels of a tile in channels_last memory, and how many of its rows
+// are added up before float64 adds them.
+constexpr int kWidth = 1024, kRowsAtOnce = 16;
+
+template <bool kBetas, typename S, typename T = math_t<S>>
+MM_ACON_HD void channels_loop(const Block<S>& b) {
+  alignas(kCacheLine) T sums[3][kWidth];
+  for (int row = 0; row < b.rows; row += kRowsAtOnce) {
+    for (auto& kind : sums) std::fill(kind, kind + b.n, T(0));
+    const int end = std::min(row + kRowsAtOnce, b.rows);
+    for (int r = row; r < end; ++r) {
+      channel_loop<kBetas>(b, r, sums[0], sums[1], sums[2]);
+    }
+    for (int kind = 0; kind < 3; ++kind) {
+      double* to = b.sums + kind * b.sums_step;
+      for (int i = 0; i < b.n; ++i) to[i] += sums[kind][i];
+    }
+  }
 }
 
-template <typename T>
-MM_ACON_HD void backward_any(const Block<T>& b, Line line) {
-  if (!b.sums) {
-    if (line == Line::kRow) return slope_loop<Line::kRow>(b);
-    if (line == Line::kRowOfBetas) return slope_loop<Line::kRowOfBetas>(b);
-    return slope_loop<Line::kChannels>(b);
-  }
-  if (line == Line::kChannels) {
-    return b.dbeta ? channel_loop<true>(b) : channel_loop<false>(b);
-  }
-  b.dbeta ? row_loop<true>(b) : row_loop<false>(b);
+template <typename S>
+MM_ACON_CLONES void forward(const Block<S>& b, Line line) {
+  if (line == Line::kRow) return forward_loop<Line::kRow>(b, 0);
+  if (line == Line::kRowOfBetas) return forward_loop<Line::kRowOfBetas>(b, 0);
+  for (int r = 0; r < b.rows; ++r) forward_loop<Line::kChannels>(b, r);
 }
 
-MM_ACON_CLONES void forward_block(const Block<float>& b, Line line) {
-  forward_any(b, line);
+template <typename S>
+MM_ACON_CLONES void slopes(const Block<S>& b, Line line) {
+  if (line == Line::kRow) return slope_loop<Line::kRow>(b, 0);
+  if (line == Line::kRowOfBetas) return slope_loop<Line::kRowOfBetas>(b, 0);
+  for (int r = 0; r < b.rows; ++r) slope_loop<Line::kChannels>(b, r);
 }
-void forward_block(const Block<double>& b, Line line) { forward_any(b, line); }
-MM_ACON_CLONES void backward_block(const Block<float>& b, Line line) {
-  backward_any(b, line);
-}
-void backward_block(const Block<double>& b, Line line) {
-  backward_any(b, line);
+
+template <bool kBetas, typename S>
+MM_ACON_CLONES void backward(const Block<S>& b, Line line) {
+  line == Line::kChannels ? channels_loop<kBetas>(b) : row_loop<kBetas>(b);
 }
 
 // p1 - p2, p2 and beta of every channel, one after the other, since the
@@ -160,11 +193,12 @@ class Numbers {
   }
 
   // Of the channels from a patch's first on. beta is not that of an element.
-  void find(const Patch& patch, Block<T>* block) const {
+  template <typename S>
+  void find(const Patch& patch, Block<S>* block) const {
     block->d = numbers_.data() + patch.channel;
     block->p2 = block->d + channels_;
-    block->beta =
-        block->p2 + (samples_ == 1 ? 1 : patch.sample + 1) * channels_;
+    block->beta = {
+        block->p2 + (samples_ == 1 ? 1 : patch.sample + 1) * channels_, 0};
   }
 
  private:
@@ -175,6 +209,19 @@ class Numbers {
 Line line_of(const View& view, bool per_element) {
   if (view.channels_last) return Line::kChannels;
   return per_element ? Line::kRowOfBetas : Line::kRow;
+}
+
+// A patch as rows: one of places, or of the channels of every place.
+template <typename S>
+Block<S> block_of(const Patch& patch) {
+  Block<S> block{};
+  block.rows = patch.channels_last ? patch.length : 1;
+  block.n = patch.channels_last ? patch.rows : patch.length;
+  return block;
+}
+template <typename S>
+Rows<S> rows_of(S* data, const Steps& steps, const Patch& patch) {
+  return {data + patch.in(steps), steps.place};
 }
 
 // Sums of every sample and channel, brought to the shape of a parameter:
@@ -206,24 +253,20 @@ at::Tensor acon_cpu(const at::Tensor& input, const at::Tensor& p1,
         const Numbers<T> numbers(parameters, seen.view);
         const bool per_element = parameters.kind == BetaKind::kElement;
         const Line kind = line_of(seen.view, per_element);
-        const Tiles<scalar_t> tiles(seen.view, kBlock);
+        const Tiles tiles(seen.view, kWidth);
         const Steps from = seen.x.steps, to = seen.out.steps;
-        const Steps of_beta = parameters.steps;
-        const scalar_t* x_data = const_data<scalar_t>(seen.x.tensor);
-        scalar_t* y_data = mutable_data<scalar_t>(seen.out.tensor);
-        tiles.for_lines([&](const Patch& line) {
-          const Input<scalar_t> x(x_data, from, line);
-          Output<scalar_t> y(y_data, to, line);
-          const Input<T> betas(per_element ? parameters.numbers.beta : nullptr,
-                               of_beta, line);
-          Block<T> block{};
-          block.n = line.length;
-          block.x = x[0];
-          block.out = y[0];
-          numbers.find(line, &block);
-          if (per_element) block.beta = betas[0];
-          forward_block(block, kind);
-          y.store(to, line);
+        const scalar_t* x = const_data<scalar_t>(seen.x.tensor);
+        scalar_t* y = mutable_data<scalar_t>(seen.out.tensor);
+        tiles.for_patches([&](const Patch& patch) {
+          auto block = block_of<scalar_t>(patch);
+          block.x = rows_of(x, from, patch);
+          block.out = rows_of(y, to, patch);
+          numbers.find(patch, &block);
+          if (per_element) {
+            block.beta =
+                rows_of(parameters.numbers.beta, parameters.steps, patch);
+          }
+          forward(block, kind);
         });
       });
   return seen.result();
@@ -254,38 +297,31 @@ Gradients<4> acon_backward_cpu(const at::Tensor& grad_output,
         if (input.numel() == 0) return;
         const Numbers<T> numbers(parameters, view);
         const Line kind = line_of(view, per_element);
-        const Tiles<scalar_t> tiles(view, kBlock);
+        const Tiles tiles(view, kWidth);
         // Three sums per chunk of a row, sample and channel.
         std::vector<double> sums(all ? tiles.chunks * 3 * rows : 0);
         const Steps from = seen.x.steps, to = seen.out.steps;
-        const Steps of_grad = grad.steps, of_beta = parameters.steps;
-        const scalar_t* x_data = const_data<scalar_t>(seen.x.tensor);
-        const scalar_t* g_data = const_data<scalar_t>(grad.tensor);
-        scalar_t* dx_data = mutable_data<scalar_t>(seen.out.tensor);
-        T* db_data = dbeta.defined() ? mutable_data<T>(dbeta) : nullptr;
-        tiles.for_lines([&](const Patch& line) {
-          const Input<scalar_t> x(x_data, from, line);
-          const Input<scalar_t> g(g_data, of_grad, line);
-          Output<scalar_t> dx(dx_data, to, line);
-          const Input<T> betas(per_element ? parameters.numbers.beta : nullptr,
-                               of_beta, line);
-          Output<T> dbetas(db_data, to, line);
-          Block<T> block{};
-          block.n = line.length;
-          block.x = x[0];
-          block.grad = g[0];
-          block.out = dx[0];
-          numbers.find(line, &block);
-          if (per_element) block.beta = betas[0];
-          if (db_data) block.dbeta = dbetas[0];
-          if (all) {
-            block.sums = sums.data() + line.chunk * 3 * rows +
-                         line.sample * view.channels + line.channel;
-            block.sums_step = rows;
+        const scalar_t* x = const_data<scalar_t>(seen.x.tensor);
+        const scalar_t* g = const_data<scalar_t>(grad.tensor);
+        scalar_t* dx = mutable_data<scalar_t>(seen.out.tensor);
+        T* db = dbeta.defined() ? mutable_data<T>(dbeta) : nullptr;
+        tiles.for_patches([&](const Patch& patch) {
+          auto block = block_of<scalar_t>(patch);
+          block.x = rows_of(x, from, patch);
+          block.grad = rows_of(g, grad.steps, patch);
+          block.out = rows_of(dx, to, patch);
+          numbers.find(patch, &block);
+          if (per_element) {
+            block.beta =
+                rows_of(parameters.numbers.beta, parameters.steps, patch);
           }
-          backward_block(block, kind);
-          dx.store(to, line);
-          if (db_data) dbetas.store(to, line);
+          if (!all) return slopes(block, kind);
+          block.sums = sums.data() + patch.chunk * 3 * rows +
+                       patch.sample * view.channels + patch.channel;
+          block.sums_step = rows;
+          if (!db) return backward<false>(block, kind);
+          block.dbeta = rows_of(db, to, patch);
+          backward<true>(block, kind);
         });
         for (int64_t chunk = 0; all && chunk < tiles.chunks; ++chunk) {
           const double* sum = sums.data() + chunk * 3 * rows;

@@ -5,89 +5,50 @@
 #include <vector>
 
 #include "../pwlu_math.h"
-#include "pwlu_avx2.h"
-#include "pwlu_avx512.h"
+#include "pwlu_sums.h"
 #include "tiles.h"
+#include "turned.h"
 
 namespace mm_acon {
 namespace {
 
-template <typename T>
-MM_ACON_HD void forward_loop(const T* x, T* y, int n, PwluTable<T> table) {
+// S is math_t, or half or bfloat16, which are converted on the way.
+template <typename S, typename T = math_t<S>>
+MM_ACON_CLONES void forward_any(const S* x, S* y, int n, PwluTable<T> table) {
 #pragma omp simd
-  for (int i = 0; i < n; ++i) y[i] = table.value(x[i]);
+  for (int i = 0; i < n; ++i) y[i] = narrowed<S>(table.value(widened(x[i])));
 }
 
-template <typename T>
-MM_ACON_HD void slope_loop(const T* grad, const T* x, T* dx, int n,
-                           PwluTable<T> table) {
-#pragma omp simd
-  for (int i = 0; i < n; ++i) dx[i] = grad[i] * table.slope(table.find(x[i]));
-}
-
-// Writes dx, and for add_to_bins every element's piece and its pair of
-// numbers (g, g (x - knot)).
-template <typename T>
-MM_ACON_HD void backward_loop(const T* grad, const T* x, T* dx, int n,
-                              PwluTable<T> table, int32_t* piece, T* pairs) {
+template <typename S, typename T = math_t<S>>
+MM_ACON_CLONES void slopes_any(const S* grad, const S* x, S* dx, int n,
+                               PwluTable<T> table) {
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
-    const int j = table.find(x[i]);
-    piece[i] = j;
-    dx[i] = grad[i] * table.slope(j);
-    pairs[2 * i] = grad[i];
-    pairs[2 * i + 1] = grad[i] * (x[i] - table.knot(j));
+    const T slope = table.slope(table.find(widened(x[i])));
+    dx[i] = narrowed<S>(widened(grad[i]) * slope);
   }
 }
 
-// bins: for every piece the sum of g, then for every piece that of
-// g (x - knot). Both are added at once, as one register, to one of several
-// copies of the bins, so that no addition waits for the one before.
-template <typename T>
-void add_to_bins(const int32_t* piece, const T* pairs, int n, int count,
-                 T* bins) {
-  typedef T Pair __attribute__((vector_size(2 * sizeof(T))));
-  constexpr int kCopies = 8, kMaxPieces = 64;
-  if (count > kMaxPieces) {
-    for (int i = 0; i < n; ++i) {
-      bins[piece[i]] += pairs[2 * i];
-      bins[count + piece[i]] += pairs[2 * i + 1];
+template <typename S, typename T = math_t<S>>
+MM_ACON_CLONES void backward_any(const S* grad, const S* x, S* dx, int n,
+                                 PwluTable<T> table, Sums<T>& sums) {
+  int32_t piece[kBlock];
+  T pairs[2 * kBlock];
+  for (; n > 0; n -= kBlock, grad += kBlock, x += kBlock, dx += kBlock) {
+    const int here = std::min(n, kBlock);
+#pragma omp simd
+    for (int i = 0; i < here; ++i) {
+      const T g = widened(grad[i]), v = widened(x[i]);
+      const int j = table.find(v);
+      piece[i] = j;
+      dx[i] = narrowed<S>(g * table.slope(j));
+      pairs[2 * i] = g;
+      pairs[2 * i + 1] = g * (v - table.knot(j));
     }
-    return;
-  }
-  Pair copies[kCopies][kMaxPieces];
-  for (auto& copy : copies) std::fill(copy, copy + count, Pair{});
-  const auto add = [&](int copy, int i) {
-    Pair pair;
-    std::memcpy(&pair, pairs + 2 * i, sizeof(pair));
-    copies[copy][piece[i]] += pair;
-  };
-  int i = 0;
-  for (; i + kCopies <= n; i += kCopies) {
-    for (int copy = 0; copy < kCopies; ++copy) add(copy, i + copy);
-  }
-  for (; i < n; ++i) add(i % kCopies, i);
-  for (int j = 0; j < count; ++j) {
-    Pair sum = copies[0][j];
-    for (int copy = 1; copy < kCopies; ++copy) sum += copies[copy][j];
-    bins[j] += sum[0];
-    bins[count + j] += sum[1];
+    sums.add(piece, pairs, here);
   }
 }
 
-MM_ACON_CLONES void forward_any(const float* x, float* y, int n,
-                                PwluTable<float> table) {
-  forward_loop(x, y, n, table);
-}
-MM_ACON_CLONES void slope_any(const float* grad, const float* x, float* dx,
-                              int n, PwluTable<float> table) {
-  slope_loop(grad, x, dx, n, table);
-}
-MM_ACON_CLONES void backward_any(const float* grad, const float* x, float* dx,
-                                 int n, PwluTable<float> table, int32_t* piece,
-                                 float* pairs) {
-  backward_loop(grad, x, dx, n, table, piece, pairs);
-}
 #if defined(MM_ACON_HAS_INTRINSICS)
 bool fits_avx512(int last) {
   return last < avx512::kMaxPieces && avx512::available();
@@ -97,58 +58,53 @@ bool fits_avx2(int last) {
 }
 #endif
 
-void forward_block(const float* x, float* y, int n,
-                   const PwluTable<float>& table) {
+template <typename S, typename T>
+void forward(const S* x, S* y, int n, const PwluTable<T>& table) {
 #if defined(MM_ACON_HAS_INTRINSICS)
-  if (fits_avx512(table.last)) return avx512::forward(x, y, n, table);
-  if (fits_avx2(table.last)) return avx2::forward(x, y, n, table);
+  if constexpr (std::is_same_v<T, float>) {
+    if (fits_avx512(table.last)) return avx512::forward(x, y, n, table);
+    if (fits_avx2(table.last)) return avx2::forward(x, y, n, table);
+  }
 #endif
   forward_any(x, y, n, table);
 }
-void forward_block(const double* x, double* y, int n,
-                   const PwluTable<double>& table) {
-  forward_loop(x, y, n, table);
+
+template <typename S, typename T>
+void slopes(const S* grad, const S* x, S* dx, int n,
+            const PwluTable<T>& table) {
+#if defined(MM_ACON_HAS_INTRINSICS)
+  if constexpr (std::is_same_v<T, float>) {
+    if (fits_avx512(table.last)) return avx512::slopes(grad, x, dx, n, table);
+    if (fits_avx2(table.last)) return avx2::slopes(grad, x, dx, n, table);
+  }
+#endif
+  slopes_any(grad, x, dx, n, table);
 }
 
-template <typename T, typename Loop>
-void backward_by_blocks(const T* grad, const T* x, T* dx, int n,
-                        const PwluTable<T>& table, T* bins, const Loop& loop) {
-  int32_t piece[kBlock];
-  T pairs[2 * kBlock];
-  for (int i = 0; i < n; i += kBlock) {
-    const int length = std::min(kBlock, n - i);
-    loop(grad + i, x + i, dx + i, length, table, piece, pairs);
-    add_to_bins(piece, pairs, length, table.last + 1, bins);
+template <typename S, typename T>
+void backward(const S* grad, const S* x, S* dx, int n,
+              const PwluTable<T>& table, Sums<T>& sums) {
+#if defined(MM_ACON_HAS_INTRINSICS)
+  if constexpr (std::is_same_v<T, float>) {
+    if (fits_avx512(table.last)) {
+      return avx512::backward(grad, x, dx, n, table, sums);
+    }
+    if (fits_avx2(table.last)) {
+      return avx2::backward(grad, x, dx, n, table, sums);
+    }
   }
+#endif
+  backward_any(grad, x, dx, n, table, sums);
 }
 
 // Without bins dx alone.
-void backward_block(const float* grad, const float* x, float* dx, int n,
-                    const PwluTable<float>& table, float* bins) {
-#if defined(MM_ACON_HAS_INTRINSICS)
-  if (fits_avx512(table.last)) {
-    return bins ? avx512::backward(grad, x, dx, n, table, bins)
-                : avx512::slopes(grad, x, dx, n, table);
-  }
-  if (fits_avx2(table.last)) {
-    if (!bins) return avx2::slopes(grad, x, dx, n, table);
-    return backward_by_blocks(
-        grad, x, dx, n, table, bins,
-        [](const float* grad, const float* x, float* dx, int n,
-           const PwluTable<float>& table, int32_t* piece, float* pairs) {
-          const int i = avx2::backward(grad, x, dx, n, table, piece, pairs);
-          backward_loop(grad + i, x + i, dx + i, n - i, table, piece + i,
-                        pairs + 2 * i);
-        });
-  }
-#endif
-  if (!bins) return slope_any(grad, x, dx, n, table);
-  backward_by_blocks(grad, x, dx, n, table, bins, backward_any);
-}
-void backward_block(const double* grad, const double* x, double* dx, int n,
-                    const PwluTable<double>& table, double* bins) {
-  if (!bins) return slope_loop(grad, x, dx, n, table);
-  backward_by_blocks(grad, x, dx, n, table, bins, backward_loop<double>);
+template <typename S, typename T>
+void backward(const S* grad, const S* x, S* dx, int n,
+              const PwluTable<T>& table, double* bins) {
+  if (!bins) return slopes(grad, x, dx, n, table);
+  Sums<T> sums(table.last + 1, bins);
+  backward(grad, x, dx, n, table, sums);
+  sums.finish();
 }
 
 // The tables of all units.
@@ -189,28 +145,33 @@ at::Tensor pwlu_cpu(const at::Tensor& input, const at::Tensor& points,
       at::kHalf, at::kBFloat16, input.scalar_type(), "pwlu", [&] {
         using T = math_t<scalar_t>;
         const Tables<T> tables(PwluParameters<T>(given), /*starts=*/true);
-        const Tiles<scalar_t> tiles(seen.view, kCacheLine / sizeof(scalar_t));
+        const Tiles tiles(seen.view, kPatchRows<scalar_t>,
+                          kPatchPlaces<scalar_t>);
         const Steps of_x = seen.x.steps, of_y = seen.out.steps;
         const scalar_t* x_data = const_data<scalar_t>(seen.x.tensor);
         scalar_t* y_data = mutable_data<scalar_t>(seen.out.tensor);
         tiles.for_patches([&](const Patch& patch) {
-          const Input<scalar_t> x(x_data, of_x, patch);
-          Output<scalar_t> y(y_data, of_y, patch);
-          for (int row = 0; row < patch.rows; ++row) {
-            forward_block(x[row], y[row], patch.length,
-                          tables.of(patch.channel + row));
+          if (!patch.channels_last) {
+            return forward(x_data + patch.in(of_x), y_data + patch.in(of_y),
+                           patch.length, tables.of(patch.channel));
           }
-          y.store(of_y, patch);
+          Turned<scalar_t> x(of_x, patch), y(of_y, patch);
+          x.load(x_data);
+          for (int row = 0; row < patch.rows; ++row) {
+            forward(x[row], y[row], patch.length,
+                    tables.of(patch.channel + row));
+          }
+          y.store(y_data);
         });
       });
   return seen.result();
 }
 
 // The gradients of all units' parameters, one row each: of points, bounds and
-// slopes. sums: of every unit `rows` rows of bins.
+// slopes. sums: of every unit `rows` rows of bins, as Sums has them.
 template <typename T>
 std::vector<double> parameter_gradients(const PwluParameters<T>& parameters,
-                                        const T* sums, int64_t rows) {
+                                        const double* sums, int64_t rows) {
   const PwluView<T>& numbers = parameters.numbers;
   const int values = numbers.pieces - 1;
   const int64_t bins = 2 * numbers.pieces;
@@ -218,10 +179,12 @@ std::vector<double> parameter_gradients(const PwluParameters<T>& parameters,
   at::parallel_for(0, parameters.units, 32, [&](int64_t first, int64_t end) {
     std::vector<double> sum(bins);
     for (int64_t u = first; u < end; ++u) {
-      const T* from = sums + u * rows * bins;
+      const double* from = sums + u * rows * bins;
       std::fill(sum.begin(), sum.end(), 0.);
       for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t i = 0; i < bins; ++i) sum[i] += from[r * bins + i];
+        for (int64_t i = 0; i < bins; ++i) {
+          sum[i % 2 * numbers.pieces + i / 2] += from[r * bins + i];
+        }
       }
       const PwluGradients<T> gradients(sum.data(), numbers.unit(u));
       double* to = result.data() + u * (values + 4);
@@ -270,13 +233,12 @@ Gradients<6> pwlu_backward_cpu(const at::Tensor& grad_output,
         using T = math_t<scalar_t>;
         const PwluParameters<T> parameters(given);
         units = parameters.units;
-        const Tiles<scalar_t> tiles(view, kCacheLine / sizeof(scalar_t));
+        const Tiles tiles(view, kPatchRows<scalar_t>, kPatchPlaces<scalar_t>);
         const int64_t rows = view.samples * tiles.chunks;
         const int64_t bins = 2 * parameters.numbers.pieces;
         const at::Tensor sums =
-            at::empty({all ? view.channels * rows * bins : 0},
-                      c10::CppTypeToScalarType<T>::value);
-        T* sums_data = mutable_data<T>(sums);
+            at::empty({all ? view.channels * rows * bins : 0}, at::kDouble);
+        double* sums_data = mutable_data<double>(sums);
         if (input.numel() != 0) {
           const Tables<T> tables(parameters, /*starts=*/false);
           const Steps of_x = seen.x.steps, of_dx = seen.out.steps;
@@ -285,28 +247,36 @@ Gradients<6> pwlu_backward_cpu(const at::Tensor& grad_output,
           const scalar_t* g_data = const_data<scalar_t>(grad.tensor);
           scalar_t* dx_data = mutable_data<scalar_t>(seen.out.tensor);
           tiles.for_patches([&](const Patch& patch) {
-            const Input<scalar_t> x(x_data, of_x, patch);
-            const Input<scalar_t> g(g_data, of_grad, patch);
-            Output<scalar_t> dx(dx_data, of_dx, patch);
+            const auto sums_of = [&](int64_t channel) {
+              if (!all) return static_cast<double*>(nullptr);
+              double* sum =
+                  sums_data + (channel * rows + patch.sample * tiles.chunks +
+                               patch.chunk) *
+                                  bins;
+              if (patch.starts_chunk) std::fill(sum, sum + bins, 0.);
+              return sum;
+            };
+            if (!patch.channels_last) {
+              return backward(
+                  g_data + patch.in(of_grad), x_data + patch.in(of_x),
+                  dx_data + patch.in(of_dx), patch.length,
+                  tables.of(patch.channel), sums_of(patch.channel));
+            }
+            Turned<scalar_t> x(of_x, patch), g(of_grad, patch);
+            Turned<scalar_t> dx(of_dx, patch);
+            x.load(x_data);
+            g.load(g_data);
             for (int row = 0; row < patch.rows; ++row) {
               const int64_t c = patch.channel + row;
-              T* sum = nullptr;
-              if (all) {
-                sum = sums_data +
-                      (c * rows + patch.sample * tiles.chunks + patch.chunk) *
-                          bins;
-                if (patch.starts_chunk) std::fill(sum, sum + bins, T(0));
-              }
-              backward_block(g[row], x[row], dx[row], patch.length,
-                             tables.of(c), sum);
+              backward(g[row], x[row], dx[row], patch.length, tables.of(c),
+                       sums_of(c));
             }
-            dx.store(of_dx, patch);
+            dx.store(dx_data);
           });
         }
         if (all) {
-          gradients =
-              parameter_gradients(parameters, const_data<T>(sums),
-                                  units == 1 ? view.channels * rows : rows);
+          gradients = parameter_gradients(
+              parameters, sums_data, units == 1 ? view.channels * rows : rows);
         }
       });
   const auto column = [&](int i) {
