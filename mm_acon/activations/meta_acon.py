@@ -5,37 +5,9 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..compat import is_compiling, is_transformed
-from ..ops import acon
+from ..ops import acon, spatial_mean
 from ..ops.checks import compute_dtype
 from .base import InnerConv, LearnableActivation, apply_norm
-
-
-class _SpatialMean(torch.autograd.Function):
-    """Mean of (N, C, ...) over all axes but the first two: (N, C).
-
-    Its gradient is a view of N * C numbers, which autograd adds to the other
-    gradient of x in place; that of ``mean`` is one more tensor of x's size.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.shape = x.shape
-        rows = x.flatten(2)
-        ctx.area = rows.shape[2]
-        return rows.mean(2)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        ones = [1] * (len(ctx.shape) - 2)
-        return (grad / ctx.area).view(*grad.shape, *ones).expand(ctx.shape)
-
-
-def _spatial_mean(x: Tensor) -> Tensor:
-    # torch.func takes no autograd.Function of this kind.
-    if not is_compiling() and is_transformed():
-        return x.flatten(2).mean(2)
-    return _SpatialMean.apply(x)
 
 
 @MODELS.register_module(name=['MetaACON', 'MetaAconC'])
@@ -142,7 +114,7 @@ class MetaACON(LearnableActivation):
             # Its gradient grows with x squared: half precision would make it
             # infinite, and NaN where the sigmoid is 0.
             return torch.sigmoid(x.to(compute_dtype(x)))
-        mean = _spatial_mean(x) if x.dim() > 2 else x
+        mean = spatial_mean(x)
         if self.granularity == 'layer':
             # Summed over C channels, so not in half precision.
             mean = mean.to(compute_dtype(x))

@@ -4,6 +4,7 @@
 #include "../../../mm_acon/ops/csrc/cuda/acon_cuda.cu"
 #include "../../../mm_acon/ops/csrc/cuda/pwlu_cuda.cu"
 #include "../../../mm_acon/ops/csrc/pwlu.cpp"
+#include "../../../mm_acon/ops/csrc/spatial_mean.cpp"
 
 TORCH_LIBRARY_FRAGMENT(mm_acon, m) {
   m.def("memory_is_intact() -> bool",
