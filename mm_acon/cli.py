@@ -82,8 +82,8 @@ def prepare_config(args: Namespace, *loaders: str) -> Config:
 
     Args:
         args (Namespace): Of :func:`add_config_options`.
-        loaders (str): Dataloaders that the tool reads. With any, their data
-            and the model's pretrained weights must be there.
+        loaders (str): Dataloaders that the tool reads. Their data must be
+            there, and for training the model's pretrained weights.
     """
     adapt_mmengine()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -204,6 +204,9 @@ def _datasets(dataset: ConfigDict, key: str) -> Iterator[Tuple[str, dict]]:
 def check_files(cfg: Config, loaders: Tuple[str, ...]) -> None:
     """Refuses a config whose data or pretrained weights are not there.
 
+    Weights are read where training starts; who tests a checkpoint, maybe on
+    another machine, does without.
+
     Raises:
         FileNotFoundError: names the folder or file that was looked for, the
             key to set and the ``--demo`` switch.
@@ -221,6 +224,8 @@ def check_files(cfg: Config, loaders: Tuple[str, ...]) -> None:
                     f'({osp.abspath(root)}). Put or link the data there, '
                     f'write --cfg-options {key}.data_root=FOLDER, or try '
                     'the config on drawn data with --demo.')
+    if 'train_dataloader' not in loaders:
+        return
     for path in _pretrained_files(cfg.model):
         if not osp.isfile(path):
             raise FileNotFoundError(
