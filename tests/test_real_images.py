@@ -2,6 +2,7 @@
 
 On images that are drawn here; with the real ones where they are.
 """
+import argparse
 import copy
 import json
 import re
@@ -388,6 +389,20 @@ def draw_cells(root):
          ).write_text(f'<annotation>{objects}</annotation>')
     for split in ('train', 'val', 'test'):
         (root / f'ImageSets/Main/{split}.txt').write_text('\n'.join(names))
+
+
+def test_classes_are_numbered_as_the_config_names_them(tmp_path, study):
+    """MMDetection numbers classes as the file does, whatever the config."""
+    draw_cells(tmp_path / 'data/bccd')
+    study.convert_data(
+        argparse.Namespace(
+            data=tmp_path / 'data',
+            work_dir=tmp_path,
+            studies=['retinanet_lite0']))
+    written = json.loads((tmp_path / 'data/bccd/coco/val.json').read_text())
+    names = [category['name'] for category in written['categories']]
+    cfg = Config.fromfile(ROOT / 'configs/real_images/retinanet_lite0_pwlu.py')
+    assert names == list(cfg.metainfo.classes)
 
 
 def tutorial():

@@ -2,7 +2,7 @@
 
 Learning curves are of the split val; what is reported is the split test.
 """
-metainfo = dict(classes=('RBC', 'WBC', 'Platelets'))
+metainfo = dict(classes=('Platelets', 'RBC', 'WBC'))
 data_root = 'data/bccd/'
 scale = (320, 240)
 
