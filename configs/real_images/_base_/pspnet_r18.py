@@ -1,6 +1,7 @@
 """PSPNet on cell nuclei from scratch, a ResNet-18 of a quarter of its width.
 
-Borders are thin: the features have an eighth of the image's size.
+Borders are thin: the features have an eighth of the image's size. Ground is
+92 % of all pixels; without weights a ReLU network calls everything ground.
 """
 _base_ = [
     'mmseg::_base_/models/pspnet_r50-d8.py',
@@ -11,6 +12,7 @@ _base_ = [
 custom_imports = dict(imports=['mm_acon'])
 
 norm_cfg = dict(type='BN', requires_grad=True)
+class_weight = [0.4, 2., 4.]
 model = dict(
     pretrained=None,
     data_preprocessor=dict(size=(256, 256)),
@@ -21,9 +23,17 @@ model = dict(
         base_channels=16,
         norm_cfg=norm_cfg),
     decode_head=dict(
-        in_channels=128, channels=32, num_classes=3, norm_cfg=norm_cfg),
+        in_channels=128,
+        channels=32,
+        num_classes=3,
+        norm_cfg=norm_cfg,
+        loss_decode=dict(class_weight=class_weight)),
     auxiliary_head=dict(
-        in_channels=64, channels=16, num_classes=3, norm_cfg=norm_cfg))
+        in_channels=64,
+        channels=16,
+        num_classes=3,
+        norm_cfg=norm_cfg,
+        loss_decode=dict(class_weight=class_weight)))
 
 # As in runtime_det.py; mmseg has no hooks in its own.
 default_hooks = dict(
