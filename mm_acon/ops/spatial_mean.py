@@ -39,11 +39,13 @@ class _SpatialMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         ctx.shape = x.shape
-        ctx.area = x.shape[2:].numel()
+        rows = x.flatten(2)
+        # A symbol where x has symbols, as shape[2:].numel() is not.
+        ctx.area = rows.shape[2]
         # On a GPU PyTorch's own is as fast.
         if _HAS_KERNEL and x.is_cpu and has_kernels(x):
             return torch.ops.mm_acon.spatial_mean(x)
-        return x.flatten(2).mean(2)
+        return rows.mean(2)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:

@@ -84,13 +84,19 @@ def test_an_earlier_optimizer_trains_it(name):
         loss.backward()
         if before is None:
             before = [p.detach().clone() for p in held]
+            largest = [0.] * len(held)
+        largest = [
+            max(size, float(p.grad.abs().max()))
+            for size, p in zip(largest, held)
+        ]
         optimizer.step()
     now = list(module.activate.parameters())
     assert [id(p) for p in now] == [id(p) for p in held]
-    for parameter, old in zip(now, before):
+    for parameter, old, size in zip(now, before, largest):
+        moved = not torch.equal(parameter, old)
         # A bias in front of a norm has no gradient, but rounding.
-        assert parameter.numel() > 0
-        assert parameter.grad.any() == (not torch.equal(parameter, old))
+        assert moved or size < 1e-4
+        assert size > 0 or not moved
     assert any(p.grad.any() for p in now)
 
 
