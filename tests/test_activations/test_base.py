@@ -94,8 +94,10 @@ def test_an_earlier_optimizer_trains_it(name):
     assert [id(p) for p in now] == [id(p) for p in held]
     for parameter, old, size in zip(now, before, largest):
         moved = not torch.equal(parameter, old)
-        # A bias in front of a norm has no gradient, but rounding.
-        assert moved or size < 1e-4
+        assert parameter.numel() > 0
+        # A bias in front of a norm has no gradient, but rounding, which may
+        # be too little to move it.
+        assert moved or size < 1e-6
         assert size > 0 or not moved
     assert any(p.grad.any() for p in now)
 

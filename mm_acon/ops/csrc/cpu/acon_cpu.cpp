@@ -132,10 +132,6 @@ MM_ACON_HD void channel_loop(const Block<S>& b, int row, T* to_p1, T* to_x,
   }
 }
 
-// Most channels of a tile in channels_last memory, and how many of its rows
-// are added up before float64 adds them.
-constexpr int kWidth = 1024, kRowsAtOnce = 16;
-
 template <bool kBetas, typename S, typename T = math_t<S>>
 MM_ACON_HD void channels_loop(const Block<S>& b) {
   alignas(kCacheLine) T sums[3][kWidth];

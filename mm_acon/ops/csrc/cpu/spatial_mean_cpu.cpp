@@ -9,10 +9,6 @@
 namespace mm_acon {
 namespace {
 
-// Most channels of a tile in channels_last memory, and how many places are
-// added up before float64 adds them.
-constexpr int kWidth = 1024, kPlacesAtOnce = 16;
-
 template <typename S>
 MM_ACON_CLONES void add_row(const S* x, int n, double* sum) {
   math_t<S> here = 0;
@@ -28,7 +24,7 @@ MM_ACON_CLONES void add_places(const S* x, int64_t step, int places, int n,
   alignas(kCacheLine) math_t<S> here[kWidth];
   while (places > 0) {
     std::fill(here, here + n, math_t<S>(0));
-    const int count = std::min(kPlacesAtOnce, places);
+    const int count = std::min(kRowsAtOnce, places);
     for (int place = 0; place < count; ++place, x += step) {
 #pragma omp simd
       for (int i = 0; i < n; ++i) here[i] += widened(x[i]);

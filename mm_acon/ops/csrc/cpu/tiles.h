@@ -47,6 +47,9 @@ inline bool processor_is(std::initializer_list<const char*> levels) {
 // Places in a chunk, over which the sums of one tile go.
 constexpr int kChunk = 16384, kChunkChannelsLast = 512;
 constexpr int kCacheLine = 64;
+// Where the channels of a place are taken as a row: most channels of a tile,
+// and how many rows are added up before float64 adds them.
+constexpr int kWidth = 1024, kRowsAtOnce = 16;
 
 // `rows` channels by `length` places of a sample; a chunk of a row is what
 // the sums of one tile are over.
