@@ -100,8 +100,8 @@ class _ACON(LearnableActivation):
     def activate(self, x: Tensor) -> Tensor:
         own = self._parameters
         if len(own) == 3:  # An attribute costs ten times a look-up.
-            return acon(x, own['p1'], own['p2'], own['beta'], channel_axis=1)
-        return acon(x, self.p1, self.p2, self.beta, channel_axis=1)
+            return acon(x, own['p1'], own['p2'], own['beta'])
+        return acon(x, self.p1, self.p2, self.beta)
 
     def extra_repr(self) -> str:
         return (f'{super().extra_repr()}, beta_init={self.start["beta"]}'

@@ -112,4 +112,4 @@ class ACONFReLU(_Funnel):
         identity, condition = self.lines(x)
         one, zero = x.new_ones(1), x.new_zeros(1)
         difference = identity - condition
-        return acon(difference, one, zero, one, channel_axis=1) + condition
+        return acon(difference, one, zero, one) + condition

@@ -102,7 +102,7 @@ class MetaACON(LearnableActivation):
 
     def activate(self, x: Tensor) -> Tensor:
         beta = self.switching_factor(x)
-        return acon(x, self.p1, self.p2, beta, channel_axis=1)
+        return acon(x, self.p1, self.p2, beta)
 
     def curve(self, x: Tensor) -> Tensor:
         raise ValueError('MetaACON is no function of one number: its beta '

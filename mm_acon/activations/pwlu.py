@@ -165,7 +165,7 @@ class PWLU(LearnableActivation):
             if not is_compiling() and is_transformed():
                 return y
             return _JoinGraph.apply(y, *self.parameters())
-        return pwlu(x, *self._parameters.values(), channel_axis=1)
+        return pwlu(x, *self._parameters.values())
 
     def _replaced(self, x: Tensor) -> Tensor:
         """The function in whose place the unit stands."""

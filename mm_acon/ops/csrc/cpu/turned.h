@@ -95,7 +95,9 @@ class Turned {
   math_t<scalar_t>* operator[](int row) { return numbers_ + row * kStep; }
 
  private:
-  static constexpr int kStep = kPatchPlaces<scalar_t>;
+  // More than a power of two, by which rows would drive each other out of the
+  // cache.
+  static constexpr int kStep = kPatchPlaces<scalar_t> + kSide;
 
   Steps steps_;
   Patch patch_;
