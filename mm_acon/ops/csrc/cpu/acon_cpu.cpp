@@ -87,7 +87,8 @@ MM_ACON_HD void row_loop(const Block<S>& b) {
   S* dx = b.out[0];
   const T d = *b.d, p2 = *b.p2;
   const Number<kBetas, T> beta(b.beta[0]);
-  T* dbeta = b.dbeta[0];
+  // GCC 9 does not see what only one case of an if constexpr uses.
+  [[maybe_unused]] T* dbeta = b.dbeta[0];
   const int n = b.n;
   T to_p1 = 0, to_x = 0, to_beta = 0;
 #pragma omp simd reduction(+ : to_p1, to_x, to_beta)
@@ -115,7 +116,7 @@ MM_ACON_HD void channel_loop(const Block<S>& b, int row, T* to_p1, T* to_x,
   const S *x = b.x[row], *grad = b.grad[row];
   S* dx = b.out[row];
   const T *beta = b.beta[row], *d = b.d, *p2 = b.p2;
-  T* dbeta = b.dbeta[row];
+  [[maybe_unused]] T* dbeta = b.dbeta[row];
   const int n = b.n;
 #pragma omp simd
   for (int i = 0; i < n; ++i) {

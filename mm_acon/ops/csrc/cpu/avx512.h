@@ -12,8 +12,10 @@
 // GCC before 13 warns of registers that its own intrinsics leave undefined on
 // purpose, wherever they are inlined.
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#if !defined(__clang__)  // It has no warning of that name.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 namespace mm_acon {
 namespace avx512 {
