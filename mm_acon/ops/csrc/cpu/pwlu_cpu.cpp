@@ -12,99 +12,74 @@
 namespace mm_acon {
 namespace {
 
-// S is math_t, or half or bfloat16, which are converted on the way.
-template <typename S, typename T = math_t<S>>
-MM_ACON_CLONES void forward_any(const S* x, S* y, int n, PwluTable<T> table) {
+// PWLU on a row for any processor, with the functions that pwlu_vector.h has
+// for some. S is math_t, or half or bfloat16, which are converted on the way.
+struct AnyPwlu {
+  template <typename S, typename T = math_t<S>>
+  MM_ACON_CLONES static void forward(const S* x, S* y, int n,
+                                     PwluTable<T> table) {
 #pragma omp simd
-  for (int i = 0; i < n; ++i) y[i] = narrowed<S>(table.value(widened(x[i])));
-}
-
-template <typename S, typename T = math_t<S>>
-MM_ACON_CLONES void slopes_any(const S* grad, const S* x, S* dx, int n,
-                               PwluTable<T> table) {
-#pragma omp simd
-  for (int i = 0; i < n; ++i) {
-    const T slope = table.slope(table.find(widened(x[i])));
-    dx[i] = narrowed<S>(widened(grad[i]) * slope);
+    for (int i = 0; i < n; ++i) y[i] = narrowed<S>(table.value(widened(x[i])));
   }
-}
 
-template <typename S, typename T = math_t<S>>
-MM_ACON_CLONES void backward_any(const S* grad, const S* x, S* dx, int n,
-                                 PwluTable<T> table, Sums<T>& sums) {
-  int32_t piece[kBlock];
-  T pairs[2 * kBlock];
-  for (; n > 0; n -= kBlock, grad += kBlock, x += kBlock, dx += kBlock) {
-    const int here = std::min(n, kBlock);
+  template <typename S, typename T = math_t<S>>
+  MM_ACON_CLONES static void slopes(const S* grad, const S* x, S* dx, int n,
+                                    PwluTable<T> table) {
 #pragma omp simd
-    for (int i = 0; i < here; ++i) {
-      const T g = widened(grad[i]), v = widened(x[i]);
-      const int j = table.find(v);
-      piece[i] = j;
-      dx[i] = narrowed<S>(g * table.slope(j));
-      pairs[2 * i] = g;
-      pairs[2 * i + 1] = g * (v - table.knot(j));
+    for (int i = 0; i < n; ++i) {
+      const T slope = table.slope(table.find(widened(x[i])));
+      dx[i] = narrowed<S>(widened(grad[i]) * slope);
     }
-    sums.add(piece, pairs, here);
   }
-}
 
+  template <typename S, typename T = math_t<S>>
+  MM_ACON_CLONES static void backward(const S* grad, const S* x, S* dx, int n,
+                                      PwluTable<T> table, double* bins) {
+    Sums<T> sums(table.last + 1, bins);
+    int32_t piece[kBlock];
+    T pairs[2 * kBlock];
+    for (; n > 0; n -= kBlock, grad += kBlock, x += kBlock, dx += kBlock) {
+      const int here = std::min(n, kBlock);
+#pragma omp simd
+      for (int i = 0; i < here; ++i) {
+        const T g = widened(grad[i]), v = widened(x[i]);
+        const int j = table.find(v);
+        piece[i] = j;
+        dx[i] = narrowed<S>(g * table.slope(j));
+        pairs[2 * i] = g;
+        pairs[2 * i + 1] = g * (v - table.knot(j));
+      }
+      sums.add(piece, pairs, here);
+    }
+    sums.finish();
+  }
+};
+
+// Calls f with the fastest form that takes the table.
+template <typename T, typename F>
+void with_form(const PwluTable<T>& table, const F& f) {
 #if defined(MM_ACON_HAS_INTRINSICS)
-bool fits_avx512(int last) {
-  return last < avx512::kMaxPieces && avx512::available();
-}
-bool fits_avx2(int last) {
-  return last < avx2::kMaxPieces && avx2::available();
-}
+  if constexpr (std::is_same_v<T, float>) {
+    if (avx512::Pwlu::takes(table)) return f(avx512::Pwlu());
+    if (avx2::Pwlu::takes(table)) return f(avx2::Pwlu());
+  }
 #endif
+  f(AnyPwlu());
+}
 
 template <typename S, typename T>
 void forward(const S* x, S* y, int n, const PwluTable<T>& table) {
-#if defined(MM_ACON_HAS_INTRINSICS)
-  if constexpr (std::is_same_v<T, float>) {
-    if (fits_avx512(table.last)) return avx512::forward(x, y, n, table);
-    if (fits_avx2(table.last)) return avx2::forward(x, y, n, table);
-  }
-#endif
-  forward_any(x, y, n, table);
-}
-
-template <typename S, typename T>
-void slopes(const S* grad, const S* x, S* dx, int n,
-            const PwluTable<T>& table) {
-#if defined(MM_ACON_HAS_INTRINSICS)
-  if constexpr (std::is_same_v<T, float>) {
-    if (fits_avx512(table.last)) return avx512::slopes(grad, x, dx, n, table);
-    if (fits_avx2(table.last)) return avx2::slopes(grad, x, dx, n, table);
-  }
-#endif
-  slopes_any(grad, x, dx, n, table);
-}
-
-template <typename S, typename T>
-void backward(const S* grad, const S* x, S* dx, int n,
-              const PwluTable<T>& table, Sums<T>& sums) {
-#if defined(MM_ACON_HAS_INTRINSICS)
-  if constexpr (std::is_same_v<T, float>) {
-    if (fits_avx512(table.last)) {
-      return avx512::backward(grad, x, dx, n, table, sums);
-    }
-    if (fits_avx2(table.last)) {
-      return avx2::backward(grad, x, dx, n, table, sums);
-    }
-  }
-#endif
-  backward_any(grad, x, dx, n, table, sums);
+  with_form(table, [&](auto form) { form.forward(x, y, n, table); });
 }
 
 // Without bins dx alone.
 template <typename S, typename T>
 void backward(const S* grad, const S* x, S* dx, int n,
               const PwluTable<T>& table, double* bins) {
-  if (!bins) return slopes(grad, x, dx, n, table);
-  Sums<T> sums(table.last + 1, bins);
-  backward(grad, x, dx, n, table, sums);
-  sums.finish();
+  with_form(table, [&](auto form) {
+    bins ? form.backward(grad, x, dx, n, table, bins)
+         : form.slopes(grad, x, dx, n, table);
+  });
 }
 
 // The tables of all units.
@@ -182,8 +157,10 @@ std::vector<double> parameter_gradients(const PwluParameters<T>& parameters,
       const double* from = sums + u * rows * bins;
       std::fill(sum.begin(), sum.end(), 0.);
       for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t i = 0; i < bins; ++i) {
-          sum[i % 2 * numbers.pieces + i / 2] += from[r * bins + i];
+        const double* row = from + r * bins;
+        for (int j = 0; j < numbers.pieces; ++j) {
+          sum[j] += row[2 * j];
+          sum[numbers.pieces + j] += row[2 * j + 1];
         }
       }
       const PwluGradients<T> gradients(sum.data(), numbers.unit(u));

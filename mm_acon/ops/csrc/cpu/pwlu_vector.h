@@ -9,7 +9,8 @@ struct Finder {
   Table next;
   Floats left, inverse, last;
 
-  MM_ACON_TARGET explicit Finder(const PwluTable<float>& table)
+  MM_ACON_TARGET __attribute__((always_inline)) explicit Finder(
+      const PwluTable<float>& table)
       : next(table.numbers + 1, table.last + 1),
         left(all(table.left)),
         inverse(all(table.inverse_length)),
@@ -45,55 +46,63 @@ MM_ACON_TARGET inline void store(S* to, Floats x, int n) {
   n >= kLanes ? store(to, x) : store_some(to, x, n);
 }
 
-template <typename S>
-MM_ACON_TARGET inline void forward(const S* x, S* y, int n,
-                                   const PwluTable<float>& table) {
-  const int count = table.last + 1;
-  const Finder find(table);
-  const Table knot(table.numbers, count),
-      slope(table.numbers + table.kind_step, count),
-      start(table.numbers + 2 * table.kind_step, count);
-  for (int i = 0; i < n; i += kLanes) {
-    const Floats v = load(x + i, n - i);
-    const Ints j = find(v);
-    store(y + i, (v - knot[j]) * slope[j] + start[j], n - i);
+struct Pwlu {
+  static bool takes(const PwluTable<float>& table) {
+    return table.last < kMaxPieces && available();
   }
-}
 
-template <typename S>
-MM_ACON_TARGET inline void slopes(const S* grad, const S* x, S* dx, int n,
-                                  const PwluTable<float>& table) {
-  const Finder find(table);
-  const Table slope(table.numbers + table.kind_step, table.last + 1);
-  for (int i = 0; i < n; i += kLanes) {
-    const Ints j = find(load(x + i, n - i));
-    store(dx + i, load(grad + i, n - i) * slope[j], n - i);
-  }
-}
-
-template <typename S>
-MM_ACON_TARGET inline void backward(const S* grad, const S* x, S* dx, int n,
-                                    const PwluTable<float>& table,
-                                    Sums<float>& sums) {
-  const int count = table.last + 1;
-  const Finder find(table);
-  const Table knot(table.numbers, count),
-      slope(table.numbers + table.kind_step, count);
-  constexpr int kAhead = 8 * kCacheLine / sizeof(S);
-  alignas(kCacheLine) int32_t piece[kBlock];
-  alignas(kCacheLine) float pairs[2 * kBlock];
-  for (; n > 0; n -= kBlock, grad += kBlock, x += kBlock, dx += kBlock) {
-    const int here = std::min(n, kBlock);
-    for (int i = 0; i < here; i += kLanes) {
-      const Floats g = load(grad + i, here - i), v = load(x + i, here - i);
+  template <typename S>
+  MM_ACON_TARGET static void forward(const S* x, S* y, int n,
+                                     const PwluTable<float>& table) {
+    const int count = table.last + 1;
+    const Finder find(table);
+    const Table knot(table.numbers, count),
+        slope(table.numbers + table.kind_step, count),
+        start(table.numbers + 2 * table.kind_step, count);
+    for (int i = 0; i < n; i += kLanes) {
+      const Floats v = load(x + i, n - i);
       const Ints j = find(v);
-      store(dx + i, g * slope[j], here - i);
-      store(piece + i, j);
-      store_pairs(pairs + 2 * i, g, g * (v - knot[j]));
-      // Memory would idle while the pairs are added.
-      __builtin_prefetch(grad + kAhead + i);
-      __builtin_prefetch(x + kAhead + i);
+      store(y + i, (v - knot[j]) * slope[j] + start[j], n - i);
     }
-    sums.add(piece, pairs, here);
   }
-}
+
+  template <typename S>
+  MM_ACON_TARGET static void slopes(const S* grad, const S* x, S* dx, int n,
+                                    const PwluTable<float>& table) {
+    const Finder find(table);
+    const Table slope(table.numbers + table.kind_step, table.last + 1);
+    for (int i = 0; i < n; i += kLanes) {
+      const Ints j = find(load(x + i, n - i));
+      store(dx + i, load(grad + i, n - i) * slope[j], n - i);
+    }
+  }
+
+  template <typename S>
+  MM_ACON_TARGET static void backward(const S* grad, const S* x, S* dx, int n,
+                                      const PwluTable<float>& table,
+                                      double* bins) {
+    const int count = table.last + 1;
+    Sums<float> sums(count, bins);
+    const Finder find(table);
+    const Table knot(table.numbers, count),
+        slope(table.numbers + table.kind_step, count);
+    constexpr int kAhead = 8 * kCacheLine / sizeof(S);
+    alignas(kCacheLine) int32_t piece[kBlock];
+    alignas(kCacheLine) float pairs[2 * kBlock];
+    for (; n > 0; n -= kBlock, grad += kBlock, x += kBlock, dx += kBlock) {
+      const int here = std::min(n, kBlock);
+      for (int i = 0; i < here; i += kLanes) {
+        const Floats g = load(grad + i, here - i), v = load(x + i, here - i);
+        const Ints j = find(v);
+        store(dx + i, g * slope[j], here - i);
+        store(piece + i, j);
+        store_pairs(pairs + 2 * i, g, g * (v - knot[j]));
+        // Memory would idle while the pairs are added.
+        __builtin_prefetch(grad + kAhead + i);
+        __builtin_prefetch(x + kAhead + i);
+      }
+      sums.add(piece, pairs, here);
+    }
+    sums.finish();
+  }
+};
