@@ -69,7 +69,8 @@ def has_kernels(x: torch.Tensor) -> bool:
     compiling = is_compiling()
     if _reference or not compiling and is_transformed():
         return False
-    # What is nearly always so; x.device.type takes 2 us.
+    # What is nearly always so: x.device.type takes 0.3 us, up to 0.8 in torch
+    # 2.0, whose torch.compile cannot follow is_cpu.
     if not compiling and (x.is_cpu and _HAS_CPU or x.is_cuda and _HAS_CUDA):
         return True
     device = x.device.type

@@ -42,10 +42,8 @@ class _SpatialMean(torch.autograd.Function):
         rows = x.flatten(2)
         # A symbol where x has symbols, as shape[2:].numel() is not.
         ctx.area = rows.shape[2]
-        # On a GPU PyTorch's own is as fast. torch.compile of 2.0 cannot follow
-        # is_cpu; elsewhere the type's name takes 2 us.
-        on_cpu = x.device.type == 'cpu' if is_compiling() else x.is_cpu
-        if _HAS_KERNEL and on_cpu and has_kernels(x):
+        # On a GPU PyTorch's own is as fast.
+        if _HAS_KERNEL and x.device.type == 'cpu' and has_kernels(x):
             return torch.ops.mm_acon.spatial_mean.default(x)
         return rows.mean(2)
 
