@@ -4,6 +4,8 @@
 
 namespace mm_acon {
 
+const float kLeastPower = -126.f, kMostPower = 128.f;
+
 void check_acon(const at::Tensor& x, const at::Tensor& p1,
                 const at::Tensor& p2, const at::Tensor& beta) {
   check_input(x);
