@@ -98,14 +98,11 @@ struct Array {
 // neighbours. Else x is a contiguous copy.
 class Seen {
  public:
-  explicit Seen(const at::Tensor& input) : input_(input) {
-    x.tensor = input;
-    out.tensor = at::empty_like(input);
-    copied_ = !(look() && steps_of(out.tensor, &out.steps));
+  explicit Seen(const at::Tensor& input, bool with_output = true)
+      : input_(input) {
+    copied_ = !fits(input, with_output);
     if (!copied_) return;
-    x.tensor = input.contiguous();
-    out.tensor = at::empty_like(x.tensor);
-    TORCH_INTERNAL_ASSERT(look() && steps_of(out.tensor, &out.steps));
+    TORCH_INTERNAL_ASSERT(fits(input.contiguous(), with_output));
   }
 
   // Another tensor of x's shape: itself if it can be seen like x, else a copy.
@@ -134,6 +131,14 @@ class Seen {
   Array x, out;
 
  private:
+  bool fits(const at::Tensor& tensor, bool with_output) {
+    x.tensor = tensor;
+    if (!look()) return false;
+    if (!with_output) return true;
+    out.tensor = at::empty_like(tensor);
+    return steps_of(out.tensor, &out.steps);
+  }
+
   // Chooses the view for x.
   bool look() {
     const at::Tensor& t = x.tensor;

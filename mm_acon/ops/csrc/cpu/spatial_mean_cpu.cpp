@@ -36,7 +36,7 @@ MM_ACON_CLONES void add_places(const S* x, int64_t step, int places, int n,
 
 at::Tensor spatial_mean_cpu(const at::Tensor& input) {
   check_input(input);
-  const Seen seen(input);
+  const Seen seen(input, /*with_output=*/false);
   const View& view = seen.view;
   const int64_t rows = view.samples * view.channels;
   at::Tensor result =
