@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
+from mm_acon.ops.extension import DEVICES as BUILT
 from tests.helpers.cache import made_once
 from tests.helpers.emulation import (DEFINES, HEADERS, INCLUDES, ROOT, SOURCES,
                                      call, emulate)
@@ -105,24 +106,35 @@ def counts_of_launches(**environment):
     return [line.split('\t') for line in log.splitlines() if '\t' in line]
 
 
-def test_counts_of_launches_are_those_of_the_page(emulated):
-    """docs/benchmarks/launches.md, but for what PyTorch does by itself."""
+def rows_of_launches():
     page = (ROOT / 'docs/benchmarks/launches.md').read_text()
-    rows = [
+    return [
         line.strip('| ').split(' | ') for line in page.splitlines()
         if re.search(r'^\| .*(all|x alone|nothing) \|', line)
     ]
-    launches = counts_of_launches(PYTHONPATH=str(emulated))
-    allocated = counts_of_launches()
-    assert len(rows) == len(launches) == len(allocated) > 30
-    for row, other, here in zip(rows, launches, allocated):
-        assert row[:3] == other[:3] == here[:3]
+
+
+def test_counts_of_launches_are_those_of_the_page(emulated):
+    """docs/benchmarks/launches.md, but for what PyTorch does by itself."""
+    rows = rows_of_launches()
+    found = counts_of_launches(PYTHONPATH=str(emulated))
+    assert len(rows) == len(found) > 30
+    for row, other in zip(rows, found):
+        assert row[:3] == other[:3]
         ours = ('ACONA', 'ACONB', 'ACONC', 'PWLU')
         for column in (3, 4, 6, 7) if row[0] in ours else (4, 7):
             assert row[column] == other[column], row
-        # MetaACON's own mean is to hold no second map.
-        for column in (5, 8) if row[0] in ours else (5, ):
-            assert row[column] == here[column], row
+
+
+@pytest.mark.skipif('cpu' not in BUILT, reason='_ext is not built')
+@needs_torch('2.13', 'books memory under another operator, at times (2.1)')
+def test_what_is_allocated_is_that_of_the_page():
+    rows = rows_of_launches()
+    found = counts_of_launches()
+    assert len(rows) == len(found) > 30
+    for row, other in zip(rows, found):
+        for column in (0, 1, 2, 5, 8):
+            assert row[column] == other[column], row
 
 
 @pytest.mark.full

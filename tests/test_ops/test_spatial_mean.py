@@ -64,6 +64,14 @@ def test_gradient_is_no_tensor_of_x_s_size():
     assert torch.autograd.gradgradcheck(spatial_mean, x)
 
 
+@pytest.mark.skipif(not _HAS_KERNEL, reason='_ext is not built')
+def test_no_second_map_is_made():
+    with torch.profiler.profile() as profile:
+        spatial_mean(torch.randn(2, 3, 8, 8))
+    mean, = [e for e in profile.events() if e.name == 'mm_acon::spatial_mean']
+    assert [child.name for child in mean.cpu_children] == ['aten::empty']
+
+
 def test_any_number_of_threads_gives_the_same_bits():
     threads = torch.get_num_threads()
     for format in (torch.contiguous_format, torch.channels_last):
