@@ -16,7 +16,7 @@ from mmengine.visualization import Visualizer
 from mm_acon.ops.extension import DEVICES as BUILT
 from mm_acon.ops.extension import use_reference
 from tests.helpers.cache import CACHE
-from tests.utils import DEVICES
+from tests.utils import DEVICES, torch_threads
 
 ROOT = Path(__file__).parents[1]
 # The plain-PyTorch form everywhere, the compiled one where it was built.
@@ -69,11 +69,8 @@ def form(request):
     if form != 'reference':
         yield
         return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with use_reference():
+    with use_reference(), torch_threads(1):
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True, scope='session')

@@ -5,6 +5,7 @@ Toys and whole backbones are in tests/helpers.
 import os
 import re
 from argparse import ArgumentParser
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,17 @@ def moved(name: str, num_channels: int = 4, seed: int = 0, **kwargs):
         for parameter in activation.parameters():
             parameter += .2 * torch.randn_like(parameter)
     return activation
+
+
+@contextmanager
+def torch_threads(count: int):
+    """torch computes by so many threads within."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:

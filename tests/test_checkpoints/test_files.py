@@ -9,6 +9,7 @@ import torch
 from tests.helpers.kill_in_save import runner_of
 from tests.helpers.scripts import run_script
 from tests.helpers.toy import ToyModel, Val, loader, make_runner, predict
+from tests.utils import torch_threads
 
 KILL_IN_SAVE = Path(__file__).parents[1] / 'helpers' / 'kill_in_save.py'
 
@@ -28,22 +29,20 @@ def test_killed_while_saving(tmp_path):
         if line.startswith(tuple(stages))
     ]
     assert dict(died) == stages
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    straight = runner_of(tmp_path / 'straight')
-    straight.train()
-    for stage in stages:
-        folder = tmp_path / stage
-        named = Path((folder / 'last_checkpoint').read_text())
-        assert named.name == f'epoch_{1 + (stage == "removing")}.pth'
-        resumed = runner_of(folder, resume=True)
-        resumed.train()
-        for key, value in straight.model.state_dict().items():
-            assert torch.equal(resumed.model.state_dict()[key], value), key
-        assert (folder / 'epoch_3.pth').exists()
-        assert not (folder / 'epoch_2.pth').exists()
-        assert not list(folder.glob('*.part'))
-    torch.set_num_threads(threads)
+    with torch_threads(1):
+        straight = runner_of(tmp_path / 'straight')
+        straight.train()
+        for stage in stages:
+            folder = tmp_path / stage
+            named = Path((folder / 'last_checkpoint').read_text())
+            assert named.name == f'epoch_{1 + (stage == "removing")}.pth'
+            resumed = runner_of(folder, resume=True)
+            resumed.train()
+            for key, value in straight.model.state_dict().items():
+                assert torch.equal(resumed.model.state_dict()[key], value), key
+            assert (folder / 'epoch_3.pth').exists()
+            assert not (folder / 'epoch_2.pth').exists()
+            assert not list(folder.glob('*.part'))
 
 
 def test_best_checkpoint_is_replaced_when_the_next_is_there(tmp_path):

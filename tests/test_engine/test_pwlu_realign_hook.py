@@ -20,6 +20,7 @@ from mm_acon.engine.pwlu_realign_hook import mean_iou, refuse_sharded
 from tests.helpers.scripts import run_script
 from tests.helpers.toy import (BATCH, SAMPLES, StopAt, ToyData, ToyModel,
                                make_runner)
+from tests.utils import torch_threads
 
 ITERS = SAMPLES // BATCH
 HOOK = dict(type='PWLURealignHook', phase1_epochs=2)
@@ -30,10 +31,8 @@ RUN_TOY = Path(__file__).parents[1] / 'helpers' / 'run_toy.py'
 def one_thread():
     """As in the processes that are started: convolutions sum in an order
     that depends on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 class Record(Hook):

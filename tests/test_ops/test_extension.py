@@ -19,7 +19,8 @@ from mm_acon import ACONA, ACONC, PWLU, MetaACON
 from mm_acon.compat import counting_flops, packages_distributions
 from mm_acon.ops import acon, extension, pwlu, pwlu_reference, use_reference
 from tests.conftest import BUILT, COMPILED
-from tests.utils import EXPORT, FLOP_COUNTER, OPCHECK, assert_near, needs_torch
+from tests.utils import (EXPORT, FLOP_COUNTER, OPCHECK, assert_near,
+                         needs_torch, torch_threads)
 
 pytestmark = pytest.mark.skipif(not BUILT, reason='_ext is not built')
 CHANNELS = 5
@@ -148,12 +149,10 @@ def test_any_number_of_intervals(intervals, shape):
 def test_same_bits_with_any_number_of_threads(operator, arguments):
     grad = torch.randn_like(arguments[0])
     found = []
-    before = torch.get_num_threads()
     for threads in (1, 2, 3, 2):
-        torch.set_num_threads(threads)
-        found.append(
-            torch.autograd.grad(operator(*arguments), arguments, grad))
-    torch.set_num_threads(before)
+        with torch_threads(threads):
+            found.append(
+                torch.autograd.grad(operator(*arguments), arguments, grad))
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
 

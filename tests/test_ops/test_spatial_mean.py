@@ -5,7 +5,7 @@ import torch
 from mm_acon.ops import spatial_mean, use_reference
 from mm_acon.ops.spatial_mean import _HAS_KERNEL
 from tests.test_ops.test_views import COPIED, VIEWS
-from tests.utils import DTYPES, OPCHECK, assert_near
+from tests.utils import DTYPES, OPCHECK, assert_near, torch_threads
 
 
 def test_by_hand():
@@ -73,16 +73,12 @@ def test_no_second_map_is_made():
 
 
 def test_any_number_of_threads_gives_the_same_bits():
-    threads = torch.get_num_threads()
     for format in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(2, 70, 150, 150).contiguous(memory_format=format)
-        try:
-            torch.set_num_threads(1)
+        with torch_threads(1):
             one = spatial_mean(x)
-            torch.set_num_threads(3)
+        with torch_threads(3):
             three = spatial_mean(x)
-        finally:
-            torch.set_num_threads(threads)
         assert torch.equal(one, three)
 
 
